@@ -1,0 +1,35 @@
+/* What the parts of the agent that touch the world offer one another. */
+#ifndef MAGS_SERVICES_H
+#define MAGS_SERVICES_H
+
+#include <signal.h>
+#include <sys/types.h>
+
+#include "session.h"
+
+#define RUN_DIRECTORY "/run/mags"
+
+extern const struct service exec_service, read_service, write_service, control_service;
+
+/* Monotonic time. */
+int64_t now_ns(void);
+
+/* The signals that the agent ignores and its children must not. */
+void signals_ignored(sigset_t *signals);
+
+/* Tell the execs that a process has ended. */
+void exec_reaped(struct session *session, pid_t pid, int status);
+
+/* Kill the process group of every exec that still runs. */
+void exec_kill_all(struct session *session);
+
+/* Start argv[0] in a session of its own with `ends` as descriptors 0, 1 and 2.
+ * Returns 0 or an errno. (program.c) */
+int program_start(struct fields request, const int ends[3], pid_t *pid);
+
+/* Operations of `control`: 0 or an errno, and fields for the answer. */
+int identity_set(struct fields request, struct queue *answer);
+int identity_bind(struct fields request, struct queue *answer);
+int processes_measure(struct queue *answer);
+
+#endif

@@ -1,0 +1,5 @@
+"""`python -m magsd`."""
+
+from magsd.cli import main
+
+main()

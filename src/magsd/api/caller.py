@@ -1,0 +1,56 @@
+"""Who makes a request: the bearer token, looked up before anything else is read."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from magsd.aio import Clock
+from magsd.api.service import Service
+from magsd.api.waits import Waits
+from magsd.model.errors import UnauthorizedError
+from magsd.model.records import Principal
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What routes work with; one object for each app."""
+
+    service: Service
+    waits: Waits
+    clock: Clock
+    heartbeat_s: float
+    """How long an event stream may be silent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """A request's principal, and the parts of the app it came to."""
+
+    principal: Principal
+    parts: Parts
+
+    @property
+    def service(self) -> Service:
+        """The application."""
+        return self.parts.service
+
+
+def parts_of(request: Request) -> Parts:
+    """Return the parts of the app that serves `request`."""
+    parts: Parts = request.app.state.parts
+    return parts
+
+
+async def authenticated(request: Request) -> Caller:
+    """Return who asks. Raises `UnauthorizedError`."""
+    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+    secret = secret.strip()
+    if scheme.lower() != "bearer" or not secret:
+        raise UnauthorizedError("a token is needed: send the header `Authorization: Bearer TOKEN`")
+    parts = parts_of(request)
+    return Caller(await parts.service.access.authenticate(secret), parts)
+
+
+Known = Annotated[Caller, Depends(authenticated)]
+"""Parameter of every route that is not public."""

@@ -1,0 +1,242 @@
+"""The shapes of requests and replies.
+
+Requests are checked against these; replies are written by `render`, and these
+describe them in the API's document (a test compares the two).
+"""
+
+from datetime import datetime
+from typing import Annotated, Final, Literal
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+
+from magsd.model.errors import ErrorCode, JobCode
+from magsd.model.lifecycle import Status
+from magsd.model.names import JOB_NAME_MAX
+from magsd.model.records import LogSource, Scope
+
+NOT_BUILT: Final = "Not supported by this version."
+"""Describes fields that are known and checked, but refused when they ask for something."""
+
+
+def _time(value: object) -> object:
+    if not isinstance(value, str):
+        raise ValueError("must be a time such as 2026-01-31T12:00:00Z")
+    return value
+
+
+Time = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_time)]
+
+
+def _whole(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("holds a NUL character")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError("holds half of a surrogate pair: send UTF-8") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole)]
+"""What a database can keep."""
+
+
+class SubmitRequest(BaseModel):
+    """A script, and what it needs."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    script: str = Field(description="Run by `/bin/sh` as root in `/root`; at most 1 MiB.")
+    type: str = Field("inline", description="Only `inline`.")
+    name: Text | None = Field(
+        None,
+        min_length=1,
+        max_length=JOB_NAME_MAX,
+        description="Default: `mags-job-<unix seconds>`.",
+    )
+    environment: dict[str, str] = Field(
+        {},
+        description=(
+            "Variables of the script. `__MAGS_ROOTFS_TYPE` and `__MAGS_MEM_GB` are settings "
+            "instead: `rootfs_type`, and `memory_mb` in GiB."
+        ),
+    )
+    rootfs_type: str | None = Field(None, description="Image to start from. Default: `standard`.")
+    timeout: int | None = Field(None, description="Seconds the script may take.")
+    vcpus: int | None = Field(None, description="Virtual processors.")
+    memory_mb: int | None = Field(None, description="Memory in MiB.")
+    disk_gb: int | None = Field(None, description="Writable disk in GiB.")
+    engine: str | None = Field(None, description="What runs the VM. Default: the server's choice.")
+    workspace_id: str = Field("", description=NOT_BUILT)
+    base_workspace_id: str = Field("", description=NOT_BUILT)
+    persistent: bool = Field(False, description=NOT_BUILT)
+    no_sleep: bool = Field(False, description=NOT_BUILT)
+    no_sync: bool = Field(False, description=NOT_BUILT)
+    startup_command: str = Field("", description=NOT_BUILT)
+    file_ids: list[str] = Field([], description=NOT_BUILT)
+    idle_timeout: int = Field(0, description=NOT_BUILT)
+    reset: bool = Field(False, description=NOT_BUILT)
+
+
+class TokenRequest(BaseModel):
+    """What a new token is good for."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    name: Text = Field(description="For people, 1 to 128 characters.")
+    account: Text | None = Field(
+        None, description="Made if it is new; only an admin token may choose another than its own."
+    )
+    scopes: list[str] = Field(
+        default_factory=lambda: [Scope.JOBS.value], description="`jobs`, `admin`."
+    )
+    expires_at: Time | None = Field(None, description="RFC 3339. Default: never.")
+
+
+class _Reply(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ErrorReply(_Reply):
+    """Whatever went wrong."""
+
+    error: str = Field(description="What went wrong and what to do, for people.")
+    code: ErrorCode = Field(description="The same for programs.")
+
+
+class Submitted(_Reply):
+    """The job is taken on."""
+
+    request_id: str
+    status: Literal["accepted"]
+    message: str
+    warnings: list[str] = Field([], description="Fields of the request that nobody knows.")
+
+
+class JobReply(_Reply):
+    """What became of a job so far."""
+
+    request_id: str
+    name: str
+    status: Status
+    vm_id: str = Field(description="Empty until a VM is attached.")
+    workspace_id: str | None
+    persistent: bool
+    no_sleep: bool
+    subdomain: str
+    url: str
+    sleeping: bool
+    exit_code: int | None = Field(
+        description="0 until final; null when the script never began to run."
+    )
+    queue_duration_ms: int
+    acquire_duration_ms: int
+    script_duration_ms: int
+    created_at: datetime
+    started_at: datetime | None
+    completed_at: datetime | None
+    engine: str
+    isolation: str = Field(description="What stood between the script and the host.")
+    generation: int = Field(description="Rises with every change; `after` of a long poll.")
+    error: str = Field("", description="Only on failure.")
+    code: JobCode | None = Field(None, description="Only on failure.")
+
+
+class ListedJob(_Reply):
+    """A job in a list."""
+
+    request_id: str
+    job_id: str
+    name: str
+    status: Status
+    workspace_id: str | None
+    exit_code: int | None
+    created_at: datetime
+    persistent: bool
+    vm_id: str
+
+
+class JobsReply(_Reply):
+    """One page of jobs."""
+
+    jobs: list[ListedJob]
+    total: int
+    page: int
+    page_size: int
+
+
+class Entry(_Reply):
+    """One line of a log."""
+
+    timestamp: datetime
+    level: Literal["info", "error"]
+    message: str
+    source: LogSource
+    seq: int | None = Field(None, description="Only with `after`: where to go on from.")
+
+
+class LogsReply(_Reply):
+    """A log, as far as it is kept."""
+
+    logs: list[Entry]
+    truncated: bool = Field(False, description="Whether older entries were left out.")
+
+
+class Done(_Reply):
+    """It is done."""
+
+    success: Literal[True]
+    message: str
+
+
+class Stopped(Done):
+    """The job is stopped, or on its way there."""
+
+    status: Literal["completed", "error", "stopping"]
+
+
+class TokenReply(_Reply):
+    """A token without its secret."""
+
+    id: str
+    name: str
+    account: str
+    scopes: list[Scope]
+    created_at: datetime
+    expires_at: datetime | None
+    last_used_at: datetime | None
+
+
+class NewToken(TokenReply):
+    """A token with its secret, which cannot be had again."""
+
+    token: str
+
+
+class TokensReply(_Reply):
+    """The tokens within reach."""
+
+    tokens: list[TokenReply]
+    total: int
+
+
+class Whoami(_Reply):
+    """Whom the token speaks for."""
+
+    account: str
+    token_id: str
+    scopes: list[Scope]
+
+
+class Health(_Reply):
+    """The server answers."""
+
+    status: Literal["ok", "ready"]
+
+
+class VersionReply(_Reply):
+    """What runs here."""
+
+    name: Literal["magsd"]
+    version: str
+    api: list[str]

@@ -1,0 +1,80 @@
+"""What the routes ask of the core: the part of `core.application.Application` they use."""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
+
+from magsd.core.access import Access
+from magsd.model.lifecycle import Status
+from magsd.model.records import JobPage, JobSpec, JobStatus, LogLine, LogSource, Principal
+
+
+class Logs(Protocol):
+    """A job's log, as far as it is kept."""
+
+    @property
+    def lines(self) -> Sequence[LogLine]:
+        """The lines, in order."""
+
+    @property
+    def truncated(self) -> bool:
+        """Whether there are older lines than these."""
+
+
+class Service(Protocol):
+    """The application. Every method may raise a `MagsError`; `ref` is a job's id or name."""
+
+    @property
+    def access(self) -> Access:
+        """Accounts and tokens."""
+
+    def readiness(self) -> str | None:
+        """Return None when a script can run, else why not."""
+
+    async def submit(
+        self, principal: Principal, spec: JobSpec, idempotency_key: str | None = None
+    ) -> JobStatus:
+        """Take a job on."""
+
+    async def status(
+        self,
+        principal: Principal,
+        ref: str,
+        *,
+        wait_s: float = 0,
+        after_generation: int | None = None,
+    ) -> JobStatus:
+        """Return a status, waiting up to `wait_s` for one newer than `after_generation`."""
+
+    async def list_jobs(
+        self,
+        principal: Principal,
+        *,
+        page: int,
+        page_size: int,
+        status: Status | None = None,
+        workspace_id: str | None = None,
+    ) -> JobPage:
+        """Return one page of the caller's jobs."""
+
+    async def stop(self, principal: Principal, ref: str) -> JobStatus:
+        """Stop a job; a status that is not final means that it goes on."""
+
+    async def logs(
+        self,
+        principal: Principal,
+        ref: str,
+        *,
+        source: LogSource | None = None,
+        after: int | None = None,
+    ) -> Logs:
+        """Return a job's log as it is now."""
+
+    def follow_logs(
+        self,
+        principal: Principal,
+        ref: str,
+        *,
+        after: int = 0,
+        source: LogSource | None = None,
+    ) -> AsyncIterator[Sequence[LogLine]]:
+        """Yield a job's log as it grows, until the job is over."""

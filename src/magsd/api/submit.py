@@ -1,0 +1,92 @@
+"""From the body of a submit to a `JobSpec`. Pure."""
+
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple, TypeVar
+
+from magsd.api.body import check, shortened
+from magsd.api.schemas import NOT_BUILT, SubmitRequest
+from magsd.model.errors import InvalidError, TooLargeError
+from magsd.model.records import JobSpec
+
+SCRIPT_MAX_BYTES: Final = 1024 * 1024
+
+_KNOWN: Final = frozenset(SubmitRequest.model_fields)
+_NOT_BUILT: Final = tuple(
+    name for name, field in SubmitRequest.model_fields.items() if field.description == NOT_BUILT
+)
+_RESERVED: Final = "__MAGS_"
+_ROOTFS_TYPE: Final = "__MAGS_ROOTFS_TYPE"
+_MEM_GB: Final = "__MAGS_MEM_GB"
+_NOT_BUILT_KEYS: Final[Mapping[str, str]] = {"__MAGS_IDLE_MIN": "", "__MAGS_KEEP_ALIVE": "false"}
+"""Reserved keys that ask for something not built, and what asks for nothing."""
+
+_Value = TypeVar("_Value", str, int)
+
+
+class _Settings(NamedTuple):
+    """What reserved keys of the environment ask for."""
+
+    rootfs_type: str | None = None
+    memory_mb: int | None = None
+
+
+def spec_of(fields: dict[str, Any]) -> JobSpec:
+    """Return what the body `fields` asks for. Raises `InvalidError` and `TooLargeError`."""
+    if isinstance(script := fields.get("script"), str):
+        _check_size(script)
+    asked = check(SubmitRequest, fields)
+    if not asked.script.strip():
+        raise InvalidError("script must not be blank")
+    if asked.type != "inline":
+        raise InvalidError(f"type {asked.type[:64]!r} is not known: only `inline` is")
+    for name in _NOT_BUILT:
+        if getattr(asked, name):
+            raise InvalidError(f"{name} is not supported by this version yet: leave it out")
+    environment, settings = _split(asked.environment)
+    return JobSpec(
+        script=asked.script,
+        name=asked.name,
+        environment=environment,
+        timeout_s=asked.timeout,
+        rootfs_type=_one("rootfs_type", asked.rootfs_type, settings.rootfs_type) or "standard",
+        vcpus=asked.vcpus,
+        memory_mb=_one("memory_mb", asked.memory_mb, settings.memory_mb),
+        disk_gb=asked.disk_gb,
+        engine=asked.engine,
+        ignored=shortened(fields.keys() - _KNOWN),
+    )
+
+
+def _check_size(script: str) -> None:
+    # No character takes more than four bytes.
+    if len(script) * 4 <= SCRIPT_MAX_BYTES:
+        return
+    if len(script.encode("utf-8", "replace")) > SCRIPT_MAX_BYTES:
+        raise TooLargeError(
+            f"script is larger than {SCRIPT_MAX_BYTES >> 20} MiB: have it fetch what is large"
+        )
+
+
+def _split(environment: Mapping[str, str]) -> tuple[Mapping[str, str], _Settings]:
+    """Return the variables of the script, and what the other keys mean."""
+    reserved = {key: value for key, value in environment.items() if key.startswith(_RESERVED)}
+    if not reserved:
+        return environment, _Settings()
+    rootfs_type = reserved.pop(_ROOTFS_TYPE, "")
+    mem_gb = reserved.pop(_MEM_GB, "")
+    for key, value in reserved.items():
+        if value and value != _NOT_BUILT_KEYS.get(key):
+            raise InvalidError(
+                f"environment: the reserved key {key[:64]!r} is not supported by this version yet"
+            )
+    if mem_gb and not (mem_gb.isascii() and mem_gb.isdigit() and len(mem_gb) <= 6):
+        raise InvalidError(f"environment: {_MEM_GB} must be a whole number of GiB")
+    variables = {key: value for key, value in environment.items() if not key.startswith(_RESERVED)}
+    return variables, _Settings(rootfs_type or None, int(mem_gb) * 1024 if mem_gb else None)
+
+
+def _one(field: str, asked: _Value | None, reserved: _Value | None) -> _Value | None:
+    """Return a value that was given as a field, as a reserved key, or as both alike."""
+    if asked and reserved and asked != reserved:
+        raise InvalidError(f"{field} and its reserved key in environment differ: send one of them")
+    return asked if asked is not None else reserved

@@ -1,0 +1,353 @@
+"""The composition root: builds every part, starts them in order, and stops them in order.
+
+Start: data directory (locked), listening socket, database, network, engines,
+application (adopts the VMs that live), HTTP. Each part registers its end
+when it has begun, so a stop is the same in reverse, and so is a start that
+fails half way:
+
+1. HTTP takes no more requests; held ones are answered, others have a few seconds.
+2. The application lets go of the VMs, which live on.
+3. The engines let go.
+4. The network lets go; when no VM lives its rules and forwarder go too.
+5. Background tasks end, the database closes, and the directory is unlocked.
+"""
+
+import asyncio
+import fcntl
+import os
+import shutil
+import signal
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import structlog
+import uvloop
+
+from magsd import __version__, doctor
+from magsd.aio import Clock, SystemClock, Tasks
+from magsd.api.app import create_app
+from magsd.api.http_server import HttpServer, listen
+from magsd.api.waits import Waits
+from magsd.config import Settings
+from magsd.core.access import Access
+from magsd.core.application import Application
+from magsd.core.log_places import LogPlaces
+from magsd.core.node import Node
+from magsd.db.database import Database
+from magsd.engine.base import Engine
+from magsd.engine.gvisor import GvisorEngine
+from magsd.engine.network import Network
+from magsd.engine.process import Detached
+from magsd.engine.record import VmRecord, boot_id
+from magsd.model.errors import CapacityError, ConflictError, InvalidError, UnauthorizedError
+from magsd.model.records import JobSpec, LogSource, Principal
+from magsd.storage.host_files import guest_files
+from magsd.storage.images import ImageStore
+
+Say = Callable[[str], None]
+"""Prints a line for the operator."""
+
+Result = TypeVar("Result")
+
+_PRIVATE: Final = ("run", "logs", "disks", "tmp")
+_PROBE_NET: Final = IPv4Network("198.19.255.224/27")
+"""Beside the usual `slot_net`, so that sandboxes can be tried while a service runs."""
+_PROBE_TIMEOUT_S: Final = 30
+_log = structlog.get_logger()
+
+
+def serve(settings: Settings, say: Say) -> None:
+    """Run the service until SIGTERM or SIGINT.
+
+    Raises `MagsError` when it cannot begin; its message says what to do.
+    """
+    require_root("magsd serve")
+    with data_directory(settings.data_dir):
+        try:
+            run(_serve(settings, say))
+        except asyncio.CancelledError:
+            say("stopped before the start was complete")
+
+
+def run(work: Coroutine[Any, Any, Result]) -> Result:
+    """Run `work` on a loop of its own."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(work)
+
+
+def require_root(what: str) -> None:
+    """Raise `InvalidError` unless this process is root's."""
+    if os.geteuid() != 0:
+        raise InvalidError(f"{what} must run as root: sandboxes need mounts and namespaces")
+
+
+async def _serve(settings: Settings, say: Say) -> None:
+    waits = Waits()
+    with _signals() as on_signal:
+        async with AsyncExitStack() as stack:
+            listener = stack.enter_context(_listener(settings))
+            clock = SystemClock()
+            images = ImageStore(settings.data_dir)
+            application = await stack.enter_async_context(opened(settings, images, clock))
+            token = await _first_token(application.access, settings)
+            server = HttpServer(create_app(application, clock, waits), waits)
+            on_signal(server.stop)
+            for line in _introduction(settings, application, listener):
+                say(line)
+            if token is not None:
+                say(f"  token    {token}  (admin; shown this once)")
+            notify("READY=1")
+            await server.run_on(listener)
+            on_signal(lambda: None)
+            notify("STOPPING=1")
+
+
+@asynccontextmanager
+async def opened(
+    settings: Settings, images: ImageStore, clock: Clock
+) -> AsyncIterator[Application]:
+    """Hold everything but HTTP open. The data directory is the caller's, and locked."""
+    async with AsyncExitStack() as stack:
+        database = await Database.open(settings.effective_database_url)
+        stack.push_async_callback(database.aclose)
+        tasks = Tasks(_report)
+        stack.push_async_callback(tasks.aclose)
+        network = await Network.open(settings.network(), tasks, clock)
+        stack.push_async_callback(_close_network, network, settings.data_dir)
+        files = await asyncio.to_thread(guest_files)
+        gvisor = GvisorEngine(settings.gvisor(), network, clock, files)
+        stack.push_async_callback(gvisor.aclose)
+        engines: dict[str, Engine] = {gvisor.capabilities.name: gvisor}
+        node = Node(
+            database=database,
+            engines=engines,
+            images=images,
+            settings=settings.core(gvisor.capabilities.name),
+            clock=clock,
+        )
+        application = await Application.open(node)
+        stack.push_async_callback(application.aclose)
+        yield application
+
+
+async def _first_token(access: Access, settings: Settings) -> str | None:
+    """Make the first token if there is none; return its secret if nobody knows it yet."""
+    configured = settings.token.get_secret_value() if settings.token else None
+    made = await access.first_token(configured)
+    if configured is None:
+        return made
+    try:
+        await access.authenticate(configured)
+    except UnauthorizedError:
+        _log.warning("token_setting_unused", why="it only makes the first token, and there is one")
+    return None
+
+
+async def _close_network(network: Network, data_dir: Path) -> None:
+    places = LogPlaces(data_dir)
+    lives = any(_is_alive(places.run_directory(vm)) for vm in places.vms())
+    await network.aclose(remove=not lives)
+
+
+def _is_alive(run_directory: Path) -> bool:
+    """Say whether a VM lives; a directory may wait to be put away after its VM's end."""
+    record = VmRecord.read(run_directory)
+    if record is None or record.boot_id != boot_id():
+        return False
+    shim = Detached.find(record.shim_pid, record.shim_start_time)
+    if shim is None:
+        return False
+    shim.close()
+    return True
+
+
+def _report(name: str, error: BaseException) -> None:
+    _log.error("task_failed", task=name, exc_info=error)
+
+
+# --- the data directory ----------------------------------------------------------
+
+
+@contextmanager
+def data_directory(path: Path) -> Iterator[None]:
+    """Make the directory's layout, and be its only daemon inside the block.
+
+    Raises `ConflictError` when there is another, `InvalidError` when it cannot be made.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise InvalidError(f"the data directory {path} cannot be used: {error.strerror}") from None
+    try:
+        _lock(lock, path)
+        _lay_out(path)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _lock(lock: int, path: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.pread(lock, 20, 0).decode("ascii", "replace").strip() or "unknown"
+        raise ConflictError(
+            f"another magsd (process {owner}) serves the data directory {path}: stop it first, "
+            "or set MAGSD_DATA_DIR to another directory"
+        ) from None
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+
+
+def _lay_out(path: Path) -> None:
+    for name in _PRIVATE:
+        (path / name).mkdir(mode=0o700, exist_ok=True)
+        (path / name).chmod(0o700)
+    for entry in (path / "tmp").iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+    # SQLite gives its other files the mode of this one.
+    (path / "mags.db").touch(mode=0o600)
+
+
+# --- the process -------------------------------------------------------------------
+
+
+@contextmanager
+def _listener(settings: Settings) -> Iterator[socket.socket]:
+    try:
+        listener = listen(*settings.api_bind)
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno else error
+        raise InvalidError(
+            f"cannot listen at {settings.api_bind}: {why}; "
+            "set MAGSD_API_BIND to an address that is free"
+        ) from None
+    with listener:
+        yield listener
+
+
+def _introduction(
+    settings: Settings, application: Application, listener: socket.socket
+) -> Iterator[str]:
+    bound = settings.api_bind._replace(port=listener.getsockname()[1])
+    engine = application.settings.default_engine
+    chosen = "as set" if settings.engine != "auto" else "the only one that this version has"
+    yield f"magsd {__version__}"
+    yield f"  api      http://{bound}/api/v1"
+    yield f"  docs     http://{bound}/docs"
+    yield f"  engine   {engine} ({chosen})"
+    yield f"  data     {settings.data_dir}"
+    reason = application.readiness()
+    yield f"  ready    {'yes' if reason is None else f'no: {reason}'}"
+
+
+@contextmanager
+def _signals() -> Iterator[Callable[[Callable[[], None]], None]]:
+    """Cancel the running task at SIGTERM and SIGINT, or do what is set instead."""
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+    assert task is not None
+
+    def give_up() -> None:
+        task.cancel()
+        on_signal(lambda: None)  # What is begun is undone in peace.
+
+    def on_signal(act: Callable[[], None]) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, act)
+
+    on_signal(give_up)
+    try:
+        yield on_signal
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+def notify(state: str) -> None:
+    """Tell systemd, if it asked."""
+    if not (address := os.environ.get("NOTIFY_SOCKET")):
+        return
+    address = f"\0{address[1:]}" if address.startswith("@") else address
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
+        out.sendto(state.encode(), address)
+
+
+# --- commands that are not the service ----------------------------------------------
+
+
+def migrate(settings: Settings) -> None:
+    """Bring the database's schema up to date. Raises `ConflictError` while it is served."""
+
+    async def open_and_close() -> None:
+        await (await Database.open(settings.effective_database_url)).aclose()
+
+    with data_directory(settings.data_dir):
+        run(open_and_close())
+
+
+def diagnose(settings: Settings, say: Say) -> bool:
+    """Say what works here; return whether scripts can run."""
+
+    async def checked() -> bool:
+        is_well = True
+        async for check in doctor.diagnose(settings, lambda: _sandboxes(settings)):
+            say(check.line())
+            is_well = is_well and check.verdict is not doctor.Verdict.FAIL
+        return is_well
+
+    return run(checked())
+
+
+@asynccontextmanager
+async def _sandboxes(settings: Settings) -> AsyncIterator[doctor.RunScript]:
+    """Hold a service of its own open, beside the one that may run here, with the same images."""
+    clock = SystemClock()
+    with tempfile.TemporaryDirectory(prefix="mags-doctor-") as folder:
+        own = settings.model_copy(
+            update={"data_dir": Path(folder), "database_url": None, "slot_net": _PROBE_NET}
+        )
+        images = ImageStore(settings.data_dir)
+        with data_directory(own.data_dir):
+            async with opened(own, images, clock) as application:
+                secret = await application.access.first_token(None)
+                principal = await application.access.authenticate(secret or "")
+                try:
+                    yield partial(_run_script, application, principal, clock)
+                finally:
+                    await _given_back(LogPlaces(own.data_dir), clock)
+
+
+async def _run_script(
+    application: Application, principal: Principal, clock: Clock, script: str
+) -> doctor.Ran:
+    if (reason := application.readiness()) is not None:
+        raise CapacityError(reason)
+    began = clock.monotonic()
+    spec = JobSpec(script, timeout_s=_PROBE_TIMEOUT_S)
+    status = await application.submit(principal, spec)
+    while not status.is_final:
+        status = await application.status(
+            principal, status.request_id, wait_s=60, after_generation=status.generation
+        )
+    took_s = clock.monotonic() - began
+    page = await application.logs(principal, status.request_id)
+    lines = [line.message for line in page.lines if line.source is not LogSource.SYSTEM]
+    return doctor.Ran(status, "\n".join(lines), took_s)
+
+
+async def _given_back(places: LogPlaces, clock: Clock) -> None:
+    """Return when no VM is left: what a folder that goes now knew would be lost."""
+    async with asyncio.timeout(_PROBE_TIMEOUT_S):
+        while places.vms():
+            await clock.sleep(0.05)

@@ -1,0 +1,1 @@
+"""The application: what the platform does, spoken in jobs, runs and accounts."""

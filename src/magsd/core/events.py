@@ -1,0 +1,69 @@
+"""The last published status of every job that matters now, and a way to wait for the next.
+
+Owns the in-memory picture that status polls are answered from: all jobs that
+are alive, and as many ended ones as fit. It is told, after the rows are
+committed, by whoever owns a run; it reads nothing itself.
+"""
+
+import asyncio
+from collections import OrderedDict
+
+from magsd.model.names import RequestId
+from magsd.model.records import JobStatus
+
+
+class Events:
+    """Published statuses by job."""
+
+    def __init__(self, ended_max: int) -> None:
+        self._live: dict[RequestId, JobStatus] = {}
+        self._ended: OrderedDict[RequestId, JobStatus] = OrderedDict()
+        self._ended_max = ended_max
+        self._waiting: dict[RequestId, set[asyncio.Future[None]]] = {}
+
+    def publish(self, status: JobStatus) -> None:
+        """Show `status` from now on and wake everyone who waits for the job."""
+        request_id = status.request_id
+        if status.is_final:
+            self._live.pop(request_id, None)
+            self.remember(status)
+        else:
+            self._live[request_id] = status
+        for waiter in self._waiting.pop(request_id, ()):
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def remember(self, status: JobStatus) -> None:
+        """Keep the status of an ended job in memory, at the expense of the one unused longest."""
+        self._ended[status.request_id] = status
+        self._ended.move_to_end(status.request_id)
+        if len(self._ended) > self._ended_max:
+            self._ended.popitem(last=False)
+
+    def get(self, request_id: RequestId) -> JobStatus | None:
+        """Return what was published last, if it is still in memory."""
+        return self._live.get(request_id) or self._ended.get(request_id)
+
+    async def changed(self, request_id: RequestId, after_generation: int) -> JobStatus | None:
+        """Return the status once it is newer than `after_generation` or final.
+
+        None when the job is not in memory, so that nothing will be published.
+        Never gives up: the caller sets the deadline.
+        """
+        while (status := self.get(request_id)) is not None:
+            if status.generation > after_generation or status.is_final:
+                return status
+            waiter = asyncio.get_running_loop().create_future()
+            waiters = self._waiting.setdefault(request_id, set())
+            waiters.add(waiter)
+            try:
+                await waiter
+            finally:
+                self._forget(request_id, waiter)
+        return None
+
+    def _forget(self, request_id: RequestId, waiter: asyncio.Future[None]) -> None:
+        if waiters := self._waiting.get(request_id):
+            waiters.discard(waiter)
+            if not waiters:
+                del self._waiting[request_id]

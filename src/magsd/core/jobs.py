@@ -1,0 +1,266 @@
+"""What callers can ask about jobs: submit, status, list, stop.
+
+Decides whether it may be, writes one short transaction, and tells the
+supervisor. What happens then is the actors' part.
+"""
+
+import asyncio
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Final
+
+from sqlalchemy import Connection
+
+from magsd.aio import finish
+from magsd.core import launch, statuses
+from magsd.core.node import Node
+from magsd.core.supervisor import Supervisor
+from magsd.db import jobs
+from magsd.model.errors import ConflictError, InvalidError, NotFoundError
+from magsd.model.lifecycle import Goal, RunState, Status, admit
+from magsd.model.names import (
+    AccountId,
+    RequestId,
+    check_job_name,
+    is_request_id,
+    new_request_id,
+    new_run_id,
+    new_subdomain,
+)
+from magsd.model.quota import completed
+from magsd.model.records import Job, JobPage, JobSpec, JobStatus, Principal, Run, RunSpec
+
+_KEY_MAX: Final = 255
+_KEY_KEPT: Final = timedelta(hours=24)
+
+
+class Jobs:
+    """The jobs of a node, as accounts see them."""
+
+    def __init__(self, node: Node, supervisor: Supervisor) -> None:
+        self._node = node
+        self._supervisor = supervisor
+
+    async def submit(
+        self, principal: Principal, spec: JobSpec, idempotency_key: str | None = None
+    ) -> JobStatus:
+        """Record a job durably and see to it that it runs.
+
+        With a key that the account used within a day the job of then is
+        returned; `ConflictError` when that one asked for something else.
+        """
+        run_spec, engine = self._checked(spec)
+        idempotency = _idempotency(spec, idempotency_key)
+        now = self._node.clock.now()
+        job = Job(
+            request_id=new_request_id(),
+            account_id=principal.account_id,
+            name=f"mags-job-{int(now.timestamp())}" if spec.name is None else spec.name,
+            workspace_id=None,
+            persistent=False,
+            no_sleep=False,
+            subdomain=new_subdomain(),
+            goal=Goal.RUNNING,
+            goal_version=1,
+            generation=1,
+            created_at=now,
+        )
+        isolation = self._node.engines[engine].capabilities.isolation
+        run = Run(new_run_id(), job.request_id, 1, RunState.PENDING, engine, isolation, now)
+
+        def store(tx: Connection) -> tuple[Job, Run]:
+            known = _submitted_before(tx, job, idempotency)
+            if known is None:
+                jobs.add(tx, job, run, run_spec, self._node.settings.node, idempotency)
+            return known or (job, run)
+
+        # Once it is asked for it is carried out, whether or not the caller still listens.
+        return await finish(self._submitted(store, job, run_spec))
+
+    async def status(
+        self,
+        principal: Principal,
+        ref: str,
+        *,
+        wait_s: float = 0,
+        after_generation: int | None = None,
+    ) -> JobStatus:
+        """Return what a job is; wait up to `wait_s` for something newer than `after_generation`.
+
+        None means "than it is now". A final status is returned at once.
+        """
+        found = await self.find(principal, ref)
+        after = found.generation if after_generation is None else after_generation
+        if wait_s <= 0 or found.is_final or found.generation > after:
+            return found
+        try:
+            async with asyncio.timeout(wait_s):
+                newer = await self._node.events.changed(found.request_id, after)
+        except TimeoutError:
+            newer = self._node.events.get(found.request_id)
+        return newer or found
+
+    async def find(self, principal: Principal, ref: str) -> JobStatus:
+        """Return the status of the job that `ref`, an id or a name, means to the caller.
+
+        Raises `NotFoundError`, also for the job of another account.
+        """
+        if is_request_id(ref):
+            status = self._node.events.get(RequestId(ref))
+            if status is not None and status.account_id == principal.account_id:
+                return status
+        return self._shown(*await self.load(principal, ref))
+
+    async def load(self, principal: Principal, ref: str) -> tuple[Job, Run]:
+        """Return the job that `ref` means, from its rows. Raises `NotFoundError`."""
+        account_id = principal.account_id
+        found = await self._node.database.read(lambda tx: _resolved(tx, account_id, ref))
+        if found is None:
+            raise NotFoundError(f"there is no job {ref[:128]!r}: see the list of jobs")
+        return found
+
+    async def list_jobs(
+        self,
+        principal: Principal,
+        *,
+        page: int,
+        page_size: int,
+        status: Status | None = None,
+        workspace_id: str | None = None,
+    ) -> JobPage:
+        """Return page `page` (from 1) of the caller's jobs."""
+        rows, total = await self._node.database.read(
+            lambda tx: jobs.page(
+                tx,
+                principal.account_id,
+                offset=(page - 1) * page_size,
+                limit=page_size,
+                status=status,
+                workspace_id=workspace_id,
+            )
+        )
+        settings = self._node.settings
+        found = tuple(statuses.of_job(job, run, settings) for job, run in rows)
+        return JobPage(found, total, page, page_size)
+
+    async def stop(self, principal: Principal, ref: str) -> JobStatus:
+        """See to it that a job ends, and wait for that for `stop_wait_s`.
+
+        Its status is not final then if it takes longer. For a job that is
+        over nothing happens.
+        """
+        found = await self.find(principal, ref)
+        if found.is_final:
+            return found
+        account_id, request_id = principal.account_id, found.request_id
+
+        def store(tx: Connection) -> tuple[Job, Run]:
+            rows = jobs.get(tx, account_id, request_id)
+            if rows is None:
+                raise NotFoundError("the job is gone")
+            return _with_goal(tx, *rows, Goal.STOPPED), rows[1]
+
+        async def ask() -> tuple[Job, Run]:
+            job, run = await self._node.database.write(store)
+            self._supervisor.want(job, run)
+            return job, run
+
+        found = self._shown(*await finish(ask()))
+        try:
+            async with asyncio.timeout(self._node.settings.stop_wait_s):
+                while not found.is_final:
+                    newer = await self._node.events.changed(request_id, found.generation)
+                    if newer is None:
+                        break
+                    found = newer
+        except TimeoutError:
+            pass
+        return found
+
+    # --- parts -----------------------------------------------------------------
+
+    def _checked(self, spec: JobSpec) -> tuple[RunSpec, str]:
+        settings, engines = self._node.settings, self._node.engines
+        if spec.name is not None:
+            check_job_name(spec.name)
+        run_spec = completed(spec, settings.limits)
+        engine = settings.default_engine if spec.engine in (None, "auto") else spec.engine
+        if engine not in engines:
+            known = ", ".join(["auto", *sorted(engines)])
+            raise InvalidError(f"engine: there is no {engine!r} here (known: {known})")
+        most = engines[engine].capabilities.max_vcpus
+        if run_spec.vcpus > most:
+            raise InvalidError(f"vcpus: engine {engine} gives a VM at most {most}")
+        try:
+            launch.image_of(run_spec, self._node.images, settings)
+        except NotFoundError as error:
+            raise InvalidError(f"rootfs_type: {error.message}", error.detail) from error
+        return run_spec, engine
+
+    async def _submitted(
+        self, store: Callable[[Connection], tuple[Job, Run]], job: Job, run_spec: RunSpec
+    ) -> JobStatus:
+        stored, run = await self._node.database.write(store)
+        if stored.request_id != job.request_id:
+            return self._node.events.get(stored.request_id) or self._shown(stored, run)
+        status = self._node.publish(stored, run)
+        self._supervisor.want(stored, run, run_spec)
+        return status
+
+    def _shown(self, job: Job, run: Run) -> JobStatus:
+        """Return the status of a job from its rows, or what was published meanwhile."""
+        status = statuses.of_job(job, run, self._node.settings)
+        published = self._node.events.get(job.request_id)
+        if published is not None and published.generation >= status.generation:
+            return published
+        if status.is_final:
+            self._node.events.remember(status)
+        return status
+
+
+def _resolved(tx: Connection, account_id: AccountId, ref: str) -> tuple[Job, Run] | None:
+    found = jobs.get(tx, account_id, RequestId(ref)) if is_request_id(ref) else None
+    return found or jobs.find(tx, account_id, ref)
+
+
+def _with_goal(tx: Connection, job: Job, run: Run, want: Goal) -> Job:
+    """Write down that somebody wants `want`, and return the job as it is then."""
+    is_over = run.state is RunState.ENDED
+    goal = admit(job.goal, want, is_over=is_over)
+    if is_over or goal is job.goal:
+        return job
+    if not jobs.set_goal(tx, job.request_id, goal, seen_version=job.goal_version):
+        raise ConflictError("somebody else changed the job at this moment: try again")
+    return dataclasses.replace(job, goal=goal, goal_version=job.goal_version + 1)
+
+
+def _idempotency(spec: JobSpec, key: str | None) -> jobs.Idempotency | None:
+    if key is None:
+        return None
+    if not (0 < len(key) <= _KEY_MAX and key.isprintable()):
+        raise InvalidError(f"Idempotency-Key must have 1 to {_KEY_MAX} printable characters")
+    asked = json.dumps(dataclasses.asdict(spec), sort_keys=True)
+    return jobs.Idempotency(key, hashlib.sha256(asked.encode()).hexdigest())
+
+
+def _submitted_before(
+    tx: Connection, job: Job, idempotency: jobs.Idempotency | None
+) -> tuple[Job, Run] | None:
+    """Return the job that was submitted with the same key, if that was lately."""
+    if idempotency is None:
+        return None
+    known = jobs.by_idempotency_key(tx, job.account_id, idempotency.key)
+    if known is None:
+        return None
+    request_id, digest, created_at = known
+    if created_at <= job.created_at - _KEY_KEPT:
+        jobs.release_key(tx, request_id)
+        return None
+    if digest != idempotency.digest:
+        raise ConflictError(
+            f"Idempotency-Key was used for job {request_id}, which asked for something else"
+        )
+    return jobs.get(tx, job.account_id, request_id)

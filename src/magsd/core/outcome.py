@@ -1,0 +1,79 @@
+"""What a run's end means: pure decisions from exit records to exit code, code and sentence."""
+
+import os
+import signal
+from dataclasses import dataclass
+from typing import Final
+
+from magsd.engine.base import EndReason, VmEnd
+from magsd.model.errors import JobCode, LaunchError
+
+EXIT_TIMEOUT: Final = 124
+EXIT_STOPPED: Final = 143
+EXIT_VM_DIED: Final = 137
+_EXIT_SIGNAL_BASE: Final = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended, as its row and its owner will know it."""
+
+    exit_code: int | None
+    code: JobCode | None
+    """None: completed."""
+    error: str | None
+
+
+COMPLETED: Final = Outcome(0, None, None)
+STOPPED: Final = Outcome(EXIT_STOPPED, JobCode.STOPPED, "the job was stopped")
+
+_VM_ENDS: Final = {
+    EndReason.KILLED: "its VM was ended by hand",
+    EndReason.OUT_OF_MEMORY: "the VM ran out of memory: ask for more with memory_mb",
+    EndReason.TOO_MANY_PROCESSES: "the VM ran into its limit of processes",
+    EndReason.ENGINE_DIED: "the VM's engine ended unexpectedly",
+    EndReason.AGENT_DIED: "the agent inside the VM ended unexpectedly",
+    EndReason.SHIM_DIED: "the VM's shim ended unexpectedly",
+    EndReason.FENCED: "the VM's node lost its lease",
+    EndReason.HOST_DISK_FULL: "the host's disk is full",
+    EndReason.HOST_RESTARTED: "the host was restarted",
+}
+
+
+def of_script(wait_status: int) -> Outcome:
+    """Return what a script's own end means."""
+    if os.WIFSIGNALED(wait_status):
+        number = os.WTERMSIG(wait_status)
+        try:
+            name = signal.Signals(number).name
+        except ValueError:
+            name = "a real-time signal"
+        text = f"the script was ended by signal {number} ({name})"
+        return Outcome(_EXIT_SIGNAL_BASE + number, JobCode.SCRIPT_FAILED, text)
+    if (exit_code := os.WEXITSTATUS(wait_status)) == 0:
+        return COMPLETED
+    text = f"the script ended with exit code {exit_code}"
+    return Outcome(exit_code, JobCode.SCRIPT_FAILED, text)
+
+
+def of_timeout(timeout_s: int) -> Outcome:
+    """Return what an end by the deadline means."""
+    text = f"the script was ended after its timeout of {timeout_s} s"
+    return Outcome(EXIT_TIMEOUT, JobCode.TIMEOUT, text)
+
+
+def of_lost_vm(end: VmEnd) -> Outcome:
+    """Return what it means that the VM ended before its script did."""
+    return Outcome(EXIT_VM_DIED, end.reason.job_code, _VM_ENDS[end.reason])
+
+
+def of_failed_launch(error: LaunchError) -> Outcome:
+    """Return what it means that no VM could be had."""
+    return Outcome(None, error.job_code, error.message)
+
+
+def of_broken(*, has_begun: bool) -> Outcome:
+    """Return what it means that this service could not go on with a run."""
+    text = "the service could not go on with this job: its operator finds the reason in the log"
+    code = JobCode.SHIM_DIED if has_begun else JobCode.LAUNCH_FAILED
+    return Outcome(EXIT_VM_DIED if has_begun else None, code, text)

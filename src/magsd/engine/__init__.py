@@ -1,0 +1,1 @@
+"""Running a VM. Knows nothing of jobs, accounts or HTTP."""

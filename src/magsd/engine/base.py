@@ -1,0 +1,164 @@
+"""The engine contract: what every way of running a VM offers, in at most ten members.
+
+A VM's life is owned by its shim, a process that outlives the daemon. An engine
+prepares what the shim needs (disk, layers, cgroup, network slot), starts it and
+later finds it again. Nothing here knows what runs inside.
+
+Places kept for members that come with their features: `still` (a consistent
+moment of the writable layer), `suspend` and `restore`.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+from magsd.model.errors import JobCode
+from magsd.model.names import VmId
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What an engine can do; callers ask here and never for its class."""
+
+    name: str
+    """`gvisor`, `qemu` or `fake`."""
+    isolation: str
+    """What stands between guest and host, in a word: `application-kernel`, `microvm`, …"""
+    suspend: bool
+    live_fork: bool
+    template: bool
+    special_files_kept: bool
+    """FIFOs and extended attributes made inside are seen in a capture."""
+    max_vcpus: int
+    needs_root: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one VM is to be. Everything in it is decided; an engine adds nothing."""
+
+    vm: VmId
+    epoch: int
+    """Which life of its run this is; fences older ones."""
+    image: str
+    """Name of the image, for the record."""
+    layers: tuple[Path, ...]
+    """Read-only layer files (squashfs), lowest first."""
+    hostname: str
+    vcpus: float
+    memory_mb: int
+    disk_gb: int
+    pids_limit: int
+    network: bool = True
+    """Egress as the deny table allows, and DNS; without it the guest has only loopback."""
+
+
+@dataclass(frozen=True)
+class Handle:
+    """Where a live VM is found. Plain data: may be stored, copied, sent."""
+
+    vm: VmId
+    epoch: int
+    run_directory: Path
+    """Absolute; holds `record.json`, `sock`, `state` and the journal."""
+
+
+class EndReason(StrEnum):
+    """Why a VM is no more."""
+
+    KILLED = "killed"
+    """Somebody asked for it."""
+    OUT_OF_MEMORY = "out_of_memory"
+    TOO_MANY_PROCESSES = "too_many_processes"
+    ENGINE_DIED = "engine_died"
+    AGENT_DIED = "agent_died"
+    SHIM_DIED = "shim_died"
+    FENCED = "fenced"
+    HOST_DISK_FULL = "host_disk_full"
+    HOST_RESTARTED = "host_restarted"
+
+    @property
+    def job_code(self) -> JobCode:
+        """The code of a job whose VM ended like this before its script did."""
+        return _JOB_CODES[self]
+
+
+_JOB_CODES = {
+    EndReason.KILLED: JobCode.STOPPED,
+    EndReason.OUT_OF_MEMORY: JobCode.OUT_OF_MEMORY,
+    EndReason.TOO_MANY_PROCESSES: JobCode.TOO_MANY_PROCESSES,
+    EndReason.ENGINE_DIED: JobCode.ENGINE_DIED,
+    EndReason.AGENT_DIED: JobCode.AGENT_DIED,
+    EndReason.SHIM_DIED: JobCode.SHIM_DIED,
+    EndReason.FENCED: JobCode.NODE_LOST,
+    EndReason.HOST_DISK_FULL: JobCode.HOST_DISK_FULL,
+    EndReason.HOST_RESTARTED: JobCode.HOST_RESTARTED,
+}
+
+
+@dataclass(frozen=True)
+class VmEnd:
+    """The end of a VM, told once and readable for as long as its run directory stands."""
+
+    reason: EndReason
+    detail: str = ""
+    """For the log and the job's system log: what was seen."""
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What a VM uses at this moment."""
+
+    memory_bytes: int
+    cpu_ns: int
+    """Since the VM began, host side: guest and engine together."""
+    processes: int
+    """Host-side processes of the VM."""
+
+
+class Engine(Protocol):
+    """One way of running VMs."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this engine can do. Constant after `prepare`."""
+
+    async def prepare(self) -> None:
+        """Check the host and build what launches need. Idempotent.
+
+        Raises `LaunchError` whose message names what is missing and the next step.
+        """
+
+    async def launch(self, plan: Plan) -> Handle:
+        """Start a VM; return when its agent has joined.
+
+        On failure (`LaunchError`) or cancellation nothing of it is left, but
+        for its run directory's journal when the caller made one before: the
+        directory belongs to the caller, its other content to the engine.
+        """
+
+    async def adopt(self, run_directory: Path) -> Handle | None:
+        """Find the VM that an earlier daemon started there. Never kills.
+
+        None when it has ended, or belongs to another boot of the host.
+        """
+
+    async def wait(self, handle: Handle) -> VmEnd:
+        """Return when the VM has ended, with the reason. May be called at any
+        time, also long after the end and by several callers."""
+
+    async def stop(self, handle: Handle) -> VmEnd:
+        """End the VM now and give back all it held (processes, cgroup,
+        network, disk); done when nothing of it is left but the run
+        directory's journal, state and record. Idempotent, also for a VM that
+        has ended by itself: then it only gives back."""
+
+    async def stats(self, handle: Handle) -> Stats:
+        """Measure a live VM. Raises `LookupError` when it has ended."""
+
+    async def sweep(self, keep: frozenset[VmId]) -> list[str]:
+        """Give back what VMs other than `keep` left behind after a crash.
+
+        Returns one line for each thing that was removed.
+        """

@@ -1,0 +1,139 @@
+"""The writable disks of VMs: one sparse ext4 image each, in `disks/` of the data directory.
+
+Owns making them (ahead of need in `disks/spare/`, because `mkfs` takes a few
+milliseconds that a launch can save) and deleting them. Attaching one is the
+shim's part. Everything here is made by the host: no image that a guest
+kernel wrote is ever mounted from here.
+"""
+
+import asyncio
+import contextlib
+import errno
+import itertools
+import os
+import secrets
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from magsd.aio import Tasks, finish
+from magsd.engine import process
+from magsd.engine.process import ProcessError
+from magsd.model.errors import JobCode, LaunchError
+from magsd.model.names import VmId
+
+_SUFFIX: Final = ".ext4"
+_MKFS: Final = ("mkfs.ext4", "-q", "-F", "-m", "0", "-b", "4096")
+_MKFS_LAZY: Final = ("-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard")
+_MKFS_S: Final = 60.0
+_UNFINISHED: Final = ".new-"
+_log = structlog.get_logger()
+
+
+class Disks:
+    """The images of one data directory. One owner: spare ones are counted here only."""
+
+    def __init__(self, directory: Path, *, spare_gb: int, spare_count: int, tasks: Tasks) -> None:
+        self._directory = directory
+        self._spare = directory / "spare"
+        self._spare_gb = spare_gb
+        self._spare_count = spare_count
+        self._tasks = tasks
+        self._refill: asyncio.Task[None] | None = None
+        self._numbers = itertools.count()
+
+    def prepare(self) -> None:
+        """Make the folders, drop what was left unfinished, begin to make spare images."""
+        self._spare.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._directory.chmod(0o700)
+        for folder in (self._directory, self._spare):
+            for left_over in folder.glob(f"{_UNFINISHED}*"):
+                left_over.unlink(missing_ok=True)
+        for spare in self._spares():
+            # Another default size may have held when it was made.
+            if spare.stat().st_size != self._spare_gb << 30:
+                spare.unlink(missing_ok=True)
+        self.refill()
+
+    def path(self, vm: VmId) -> Path:
+        """Return where a VM's image lies, whether it is there or not."""
+        return self._directory / f"{vm}{_SUFFIX}"
+
+    async def create(self, vm: VmId, size_gb: int) -> Path:
+        """Give a VM an empty image. Raises `LaunchError`; nothing is left then."""
+        target = self.path(vm)
+        if size_gb == self._spare_gb and self._take_spare(target):
+            return target
+        await self._make(target, size_gb)
+        return target
+
+    async def delete(self, vm: VmId) -> None:
+        """Delete a VM's image, in a thread: it may be large. Idempotent."""
+        # Named as unfinished first: what a crash leaves of it is dropped at the next start.
+        doomed = self._directory / f"{_UNFINISHED}{secrets.token_hex(8)}"
+        try:
+            self.path(vm).rename(doomed)
+        except FileNotFoundError:
+            return
+        await finish(asyncio.to_thread(doomed.unlink, missing_ok=True))
+
+    def names(self) -> list[VmId]:
+        """Return the VMs that have an image."""
+        return [VmId(path.stem) for path in self._directory.glob(f"*{_SUFFIX}")]
+
+    def _spares(self) -> list[Path]:
+        return sorted(self._spare.glob(f"*{_SUFFIX}"))
+
+    def _take_spare(self, target: Path) -> bool:
+        for spare in self._spares():
+            with contextlib.suppress(FileNotFoundError):
+                spare.rename(target)
+                return True
+        return False
+
+    def refill(self) -> None:
+        """Make spare images until there are enough, in the background: not while a VM starts."""
+        if self._spare_count > 0 and (self._refill is None or self._refill.done()):
+            self._refill = self._tasks.spawn("spare disks", self._make_spares())
+
+    async def _make_spares(self) -> None:
+        try:
+            while len(self._spares()) < self._spare_count:
+                target = self._spare / f"{next(self._numbers)}-{secrets.token_hex(4)}{_SUFFIX}"
+                await self._make(target, self._spare_gb)
+        except LaunchError as error:
+            # Launches make their own then, and say what is wrong to who asked.
+            _log.warning("no spare disks", detail=error.detail, error=error.message)
+
+    async def _make(self, target: Path, size_gb: int) -> None:
+        """Make an image, whole or not at all."""
+        unfinished = target.with_name(f"{_UNFINISHED}{secrets.token_hex(8)}")
+        try:
+            with unfinished.open("xb") as image:
+                os.fchmod(image.fileno(), 0o600)
+                image.truncate(size_gb << 30)
+            await process.run([*_MKFS, *_MKFS_LAZY, unfinished], timeout_s=_MKFS_S)
+            unfinished.rename(target)
+        except (OSError, ProcessError) as error:
+            raise _failure(error) from error
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+def _failure(error: OSError | ProcessError) -> LaunchError:
+    detail = error.detail if isinstance(error, ProcessError) else str(error)
+    return failure(
+        "the sandbox's disk could not be made: is the package e2fsprogs installed?", detail
+    )
+
+
+def failure(message: str, detail: str) -> LaunchError:
+    """Return the error for what failed in a launch, which may be that the host's disk is full."""
+    if any(os.strerror(number) in detail for number in (errno.ENOSPC, errno.EDQUOT)):
+        return LaunchError(
+            "the host's disk is full: free some space in the data directory",
+            detail,
+            JobCode.HOST_DISK_FULL,
+        )
+    return LaunchError(message, detail)

@@ -1,0 +1,75 @@
+"""`record.json` of a run directory: what a later daemon needs to find a VM again.
+
+Written before the VM's engine starts, so that whatever is running has one.
+Also what names one boot of this host. Knows no engine.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Final, Self
+
+from magsd.model.names import VmId
+
+_NAME: Final = "record.json"
+
+
+@dataclass(frozen=True)
+class VmRecord:
+    """One VM on one boot of one host."""
+
+    vm: VmId
+    epoch: int
+    boot_id: str
+    """Of the host; pids mean nothing after another boot."""
+    shim_pid: int
+    shim_start_time: int
+    """In clock ticks since boot."""
+    engine: str
+    engine_version: str
+    image: str
+    layers: tuple[str, ...]
+    """File names, lowest first."""
+    memory_mb: int
+    """What the guest may use."""
+    slot: int
+    """The network slot; 0: none."""
+    uid: int
+    """The shim's, and so this VM's share of the instance's uids."""
+    is_stopped: bool = False
+    """The daemon killed the shim: its death is no loss."""
+
+    def write(self, run_directory: Path) -> None:
+        """Put it in place, whole and durable. Raises `OSError`."""
+        target = run_directory / _NAME
+        temporary = run_directory / f".{_NAME}"
+        content = json.dumps(asdict(self), indent=1) + "\n"
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+        descriptor = os.open(run_directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    @classmethod
+    def read(cls, run_directory: Path) -> Self | None:
+        """Return the record of a run directory; None when it has none that can be read."""
+        try:
+            content = json.loads((run_directory / _NAME).read_text(encoding="utf-8"))
+            known = {field.name: content[field.name] for field in fields(cls)}
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        known["layers"] = tuple(known["layers"])
+        return cls(**known)
+
+
+@cache
+def boot_id() -> str:
+    """Return what names this boot of the host."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -1,0 +1,140 @@
+"""What the life of a run may do next: pure decisions, no I/O, no clock.
+
+A run is in one `RunState`; its job has one `Goal`. A caller never asks for a
+step. It asks for a goal, and the run's actor walks there one `Step` at a time:
+
+    pending --launch--> launching --> running --follow--> (script over) --> ended
+       |                    |            |
+       +------discard-------+            +--stop--> stopping --> ended
+
+`launching` and `stopping` are seen at rest only after a daemon has died in the
+middle: `recover` finds out what became of the VM. Asking twice for the same
+goal is always allowed and changes nothing.
+
+This file owns every rule about order; `core.vm_actor` owns doing it.
+"""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Final
+
+from magsd.model.errors import ConflictError
+
+
+class RunState(StrEnum):
+    """Where one life of a VM stands, as its row says."""
+
+    PENDING = "pending"
+    LAUNCHING = "launching"
+    RUNNING = "running"
+    SLEEPING = "sleeping"
+    STOPPING = "stopping"
+    ENDED = "ended"
+
+
+class Goal(StrEnum):
+    """Where somebody wants a job to rest."""
+
+    RUNNING = "running"
+    ASLEEP = "asleep"
+    STOPPED = "stopped"
+    DELETED = "deleted"
+
+
+class Status(StrEnum):
+    """What a client is told about a job."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    SLEEPING = "sleeping"
+    COMPLETED = "completed"
+    ERROR = "error"
+
+
+class Step(StrEnum):
+    """One unit of work an actor does for a run."""
+
+    LAUNCH = "launch"
+    """Claim a VM and begin the script in it."""
+    DISCARD = "discard"
+    """End a run that never had a VM."""
+    RECOVER = "recover"
+    """Find the VM of a run that this process did not start."""
+    FOLLOW = "follow"
+    """Wait for the script's end, the VM's end or another goal, whichever is first."""
+    STOP = "stop"
+    """End the script and give the VM back."""
+
+
+OVER: Final = frozenset({Goal.STOPPED, Goal.DELETED})
+"""Goals that a run reaches by ending."""
+
+STATES_AFTER: Final[Mapping[RunState, frozenset[RunState]]] = MappingProxyType(
+    {
+        RunState.PENDING: frozenset({RunState.LAUNCHING, RunState.ENDED}),
+        RunState.LAUNCHING: frozenset({RunState.RUNNING, RunState.PENDING, RunState.ENDED}),
+        RunState.RUNNING: frozenset({RunState.SLEEPING, RunState.STOPPING, RunState.ENDED}),
+        RunState.SLEEPING: frozenset({RunState.RUNNING, RunState.STOPPING, RunState.ENDED}),
+        RunState.STOPPING: frozenset({RunState.ENDED}),
+        RunState.ENDED: frozenset(),
+    }
+)
+"""Every change of state that a row may make. `launching` falls back to `pending` only when
+its VM was lost before the script began; the epoch counts that."""
+
+LAUNCHES_MAX: Final = 10
+"""How many VMs a run may lose before its script begins. Daemons that are killed during a
+launch lose them too, so it is not few; it ends a run that kills daemons."""
+
+
+def next_step(state: RunState, goal: Goal, *, is_attached: bool) -> Step | None:
+    """Return what to do for a run in `state` towards `goal`, or None when it has ended.
+
+    `is_attached` says whether the asker holds a connection to the run's VM:
+    an actor of a restarted daemon does not.
+    """
+    if state is RunState.ENDED:
+        return None
+    if state is RunState.PENDING:
+        return Step.DISCARD if goal in OVER else Step.LAUNCH
+    if not is_attached:
+        return Step.RECOVER
+    if state is RunState.STOPPING or goal in OVER:
+        return Step.STOP
+    return Step.FOLLOW
+
+
+def admit(goal: Goal, want: Goal, *, is_over: bool) -> Goal:
+    """Return the goal a job has after someone asks for `want`.
+
+    `is_over` says that its last run has ended. Raises `ConflictError`,
+    changing nothing, when `want` cannot be reached.
+    """
+    if goal is Goal.DELETED and want is not Goal.DELETED:
+        raise ConflictError("the job is being deleted")
+    if want in OVER:
+        return want if want is Goal.DELETED or goal is not Goal.STOPPED else goal
+    if is_over:
+        raise ConflictError("the job is over: submit it again")
+    if goal is Goal.STOPPED:
+        raise ConflictError("the job is being stopped")
+    return want
+
+
+def may_launch_again(epoch: int) -> bool:
+    """Say whether a run whose VM `epoch` was lost before its script began gets another."""
+    return epoch < LAUNCHES_MAX
+
+
+def status_of(state: RunState, *, has_failed: bool) -> Status:
+    """Return what clients are told. `has_failed`: the run's end has a `code`."""
+    match state:
+        case RunState.PENDING | RunState.LAUNCHING:
+            return Status.PENDING
+        case RunState.RUNNING | RunState.STOPPING:
+            return Status.RUNNING
+        case RunState.SLEEPING:
+            return Status.SLEEPING
+        case RunState.ENDED:
+            return Status.ERROR if has_failed else Status.COMPLETED

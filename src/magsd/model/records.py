@@ -1,0 +1,223 @@
+"""What the platform knows, as plain frozen data: who asks, what was asked, what became of it.
+
+Owns the shapes that database, core and API share. What may happen next is
+`lifecycle`'s part, how a row is stored is `db`'s.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Final
+
+from magsd.model.errors import JobCode
+from magsd.model.lifecycle import Goal, RunState, Status
+from magsd.model.names import AccountId, RequestId, RunId, Subdomain, TokenId, VmId
+
+DEFAULT_ACCOUNT: Final = "default"
+"""The account that the first token belongs to."""
+
+
+class Scope(StrEnum):
+    """What a token is good for."""
+
+    JOBS = "jobs"
+    ADMIN = "admin"
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who makes a request: an account, by one of its tokens."""
+
+    account_id: AccountId
+    account: str
+    """The account's name."""
+    token_id: TokenId
+    scopes: frozenset[Scope]
+
+    @property
+    def is_admin(self) -> bool:
+        """Whether every account may be spoken for."""
+        return Scope.ADMIN in self.scopes
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """An owner of jobs and tokens."""
+
+    account_id: AccountId
+    name: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRecord:
+    """A token without its secret, which nobody keeps."""
+
+    token_id: TokenId
+    account_id: AccountId
+    account: str
+    name: str
+    scopes: frozenset[Scope]
+    created_at: datetime
+    expires_at: datetime | None
+    last_used_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """What a caller asked for, checked for form and complete but for defaults of the operator.
+
+    None means "the operator's default"; `quota.completed` makes a `RunSpec` of it.
+    """
+
+    script: str
+    name: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    timeout_s: int | None = None
+    rootfs_type: str = "standard"
+    vcpus: int | None = None
+    memory_mb: int | None = None
+    disk_gb: int | None = None
+    engine: str | None = None
+    ignored: tuple[str, ...] = ()
+    """Names of request fields that nobody knows; told in the reply and in the system log."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunSpec:
+    """What a VM is to run and to have, with nothing left open."""
+
+    script: str
+    environment: Mapping[str, str]
+    timeout_s: int
+    rootfs_type: str
+    vcpus: int
+    memory_mb: int
+    disk_gb: int
+    ignored: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What was asked, without the script: enough for every decision but the launch."""
+
+    request_id: RequestId
+    account_id: AccountId
+    name: str
+    workspace_id: str | None
+    persistent: bool
+    no_sleep: bool
+    subdomain: Subdomain
+    goal: Goal
+    goal_version: int
+    generation: int
+    """How many changes of the job were published."""
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The life that a job has, had, or waits for."""
+
+    run_id: RunId
+    request_id: RequestId
+    epoch: int
+    """How many VMs were tried for it, from 1; guards every write of its actor."""
+    state: RunState
+    engine: str
+    isolation: str
+    created_at: datetime
+    vm_id: VmId | None = None
+    claimed_at: datetime | None = None
+    """When its launch began."""
+    started_at: datetime | None = None
+    """When its script began."""
+    ended_at: datetime | None = None
+    exit_code: int | None = None
+    code: JobCode | None = None
+    """Why it ended in `error`; None while it lives and when it completed."""
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True)
+class JobStatus:
+    """A job as it was last published. Immutable: a change is another object."""
+
+    request_id: RequestId
+    account_id: AccountId
+    name: str
+    status: Status
+    vm_id: str
+    """Empty until a VM is attached."""
+    workspace_id: str | None
+    persistent: bool
+    no_sleep: bool
+    subdomain: Subdomain
+    url: str
+    exit_code: int | None
+    """0 until final."""
+    queue_duration_ms: int
+    acquire_duration_ms: int
+    script_duration_ms: int
+    created_at: datetime
+    started_at: datetime | None
+    completed_at: datetime | None
+    error: str | None
+    code: JobCode | None
+    engine: str
+    isolation: str
+    generation: int
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing about the job will change any more."""
+        return self.status in (Status.COMPLETED, Status.ERROR)
+
+    @property
+    def sleeping(self) -> bool:
+        """Whether its VM sleeps."""
+        return self.status is Status.SLEEPING
+
+
+@dataclass(frozen=True, slots=True)
+class JobPage:
+    """One page of a list of jobs."""
+
+    jobs: tuple[JobStatus, ...]
+    total: int
+    page: int
+    page_size: int
+
+
+class LogSource(StrEnum):
+    """Where a line of a job's log comes from."""
+
+    STDOUT = "stdout"
+    STDERR = "stderr"
+    SYSTEM = "system"
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """One entry of a job's log."""
+
+    timestamp: datetime
+    source: LogSource
+    message: str
+    seq: int
+    """Increasing along the log, not dense; where to go on from."""
+
+    @property
+    def level(self) -> str:
+        """`error` for stderr, else `info`."""
+        return "error" if self.source is LogSource.STDERR else "info"
+
+
+@dataclass(frozen=True, slots=True)
+class LogPage:
+    """A stretch of a job's log."""
+
+    lines: Sequence[LogLine]
+    truncated: bool
+    """Whether there are more than were asked for."""

@@ -1,0 +1,1 @@
+"""What VMs start from, as files on this machine: images and the layers they consist of."""

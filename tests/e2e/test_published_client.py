@@ -1,0 +1,137 @@
+"""The client that its users already have: `magpie-mags` from the package index, unchanged.
+
+It has an environment of its own, because it shares the import name `mags` with ours.
+"""
+
+import fcntl
+import hashlib
+import json
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.server import REPOSITORY, Server
+
+REQUIREMENTS = Path(__file__).with_name("published_client.txt")
+
+pytestmark = pytest.mark.network
+
+
+@pytest.fixture(scope="session")
+def python() -> Path:
+    """The interpreter of an environment that holds the published client and nothing else."""
+    key = hashlib.sha256(REQUIREMENTS.read_bytes() + sys.version.encode()).hexdigest()[:16]
+    folder = REPOSITORY / "build" / f"published-client-{key}"
+    folder.parent.mkdir(exist_ok=True)
+    interpreter = folder / "bin/python"
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "done").exists():
+            venv.create(folder, clear=True, with_pip=True, symlinks=True)
+            install = [interpreter, "-m", "pip", "install", "--quiet", "--require-hashes"]
+            subprocess.run(
+                [*install, "--disable-pip-version-check", "-r", REQUIREMENTS], check=True
+            )
+            (folder / "done").touch()
+    return interpreter
+
+
+@pytest.fixture
+def client(server: Server, python: Path):
+    """Run Python code with the published client as `mags`; return what it gave to `show`."""
+
+    def run(code: str) -> object:
+        program = (
+            "import json, mags, sys\n"
+            "from mags import Mags\n"
+            "from mags.client import MagsError\n"
+            "def show(value): print(json.dumps(value))\n"
+            "mags = Mags(api_token=sys.argv[1], api_url=sys.argv[2])\n" + code
+        )
+        done = subprocess.run(
+            [python, "-c", program, server.token, server.url],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, f"{done.stderr}\n{server.tail()}"
+        return json.loads(done.stdout)
+
+    return run
+
+
+def test_a_script_runs_and_its_result_comes_back(client):
+    result = client(
+        "show(mags.run_and_wait('echo $GREETING; echo oops >&2; exit 7',"
+        " environment={'GREETING': 'hello'}, poll_interval=0.1))"
+    )
+
+    assert result["status"] == "error"
+    assert result["exit_code"] == 7
+    assert result["duration_ms"] >= 0
+    lines = {(entry["source"], entry["message"]) for entry in result["logs"]}
+    assert {("stdout", "hello"), ("stderr", "oops")} <= lines
+
+
+def test_a_script_that_succeeds_completes(client):
+    result = client("show(mags.run_and_wait('true', ephemeral=True, poll_interval=0.1))")
+
+    assert (result["status"], result["exit_code"]) == ("completed", 0)
+
+
+def test_logs_can_be_read_again(client):
+    first, second = client(
+        "done = mags.run_and_wait('seq 3', poll_interval=0.1)\n"
+        "show([done['logs'], mags.logs(done['request_id'])['logs']])"
+    )
+
+    assert [entry["message"] for entry in second if entry["source"] == "stdout"] == ["1", "2", "3"]
+    assert first == second
+
+
+def test_a_job_is_in_the_list_with_its_name(client):
+    page = client(
+        "mags.run_and_wait('true', name='listed by name', poll_interval=0.1)\n"
+        "show([mags.list_jobs(page_size=100), mags.find_job('listed by name')])"
+    )
+
+    listed, found = page
+    assert found in listed["jobs"]
+    assert found["status"] == "completed"
+    assert listed["page"] == 1
+    assert listed["total"] >= 1
+
+
+def test_a_job_is_stopped_by_its_name(client):
+    stopped, status = client(
+        "import time\n"
+        "job = mags.run('sleep 1000', name='to be stopped')['request_id']\n"
+        "deadline = time.monotonic() + 30\n"
+        "while mags.status(job)['status'] != 'running' and time.monotonic() < deadline:\n"
+        "    time.sleep(0.05)\n"
+        "show([mags.stop('to be stopped'), mags.status(job)])"
+    )
+
+    assert stopped["success"] is True
+    assert (status["status"], status["exit_code"]) == ("error", 143)
+
+
+def test_refusals_carry_a_text_and_a_status(client):
+    refusals = client(
+        "def refused(call):\n"
+        "    try:\n"
+        "        call()\n"
+        "    except MagsError as error:\n"
+        "        return [error.status_code, str(error)]\n"
+        "unknown = '00000000-0000-4000-8000-000000000000'\n"
+        "stranger = Mags(api_token='nobody', api_url=sys.argv[2])\n"
+        "show([refused(lambda: mags.status(unknown)), refused(lambda: mags.run('  ')),\n"
+        "      refused(lambda: stranger.list_jobs())])"
+    )
+
+    assert [status for status, _ in refusals] == [404, 400, 401]
+    assert all(text and not text.startswith("{") for _, text in refusals)

@@ -1,0 +1,119 @@
+"""Who may ask what: every route of the document, and tokens."""
+
+import json
+
+import pytest
+
+from magsd.api import system
+from magsd.api.app import PREFIXES, ROUTERS, openapi_json
+from magsd.api.document import PUBLIC
+from magsd.api.schemas import NewToken, TokensReply, Whoami
+
+DOCUMENT = json.loads(openapi_json())
+ROUTES = [
+    (method.upper(), path.replace(PREFIXES[0], prefix).format(ref="x", token_id="x"))
+    for path, operations in DOCUMENT["paths"].items()
+    for method in operations
+    for prefix in (PREFIXES if path.startswith(PREFIXES[0]) else PREFIXES[:1])
+]
+
+
+def is_public(path):
+    return path in PUBLIC
+
+
+@pytest.mark.parametrize(("method", "path"), [r for r in ROUTES if not is_public(r[1])])
+async def test_every_route_but_the_public_needs_a_token(anybody, method, path):
+    for header in (None, "Bearer", "Bearer ", "Bearer mags_wrong", "Basic bWFnczp4", "x"):
+        headers = {} if header is None else {"Authorization": header}
+        reply = await anybody.request(method, path, headers=headers, content=b"not json")
+        assert reply.status_code == 401
+        assert reply.json()["code"] == "unauthorized"
+        assert reply.headers["WWW-Authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize(("method", "path"), [r for r in ROUTES if is_public(r[1])])
+async def test_public_routes_need_none(anybody, method, path):
+    assert (await anybody.request(method, path)).status_code == 200
+
+
+def test_the_document_has_every_route():
+    documented = {
+        (method.upper(), path) for path, methods in DOCUMENT["paths"].items() for method in methods
+    }
+    routed = [(PREFIXES[0], route) for router in ROUTERS for route in router.routes]
+    routed += [("", route) for route in system.router.routes]
+    assert documented == {
+        (method, prefix + route.path) for prefix, route in routed for method in route.methods
+    }
+
+
+async def test_the_scheme_of_the_header_may_be_of_any_case(anybody, admin):
+    headers = {"Authorization": f"bearer {admin.secret}"}
+    assert (await anybody.get("/api/v1/whoami", headers=headers)).status_code == 200
+
+
+async def test_a_stranger_does_not_see_a_job(client, anybody, book, admin, stranger):
+    job = book.add(admin.principal)
+    for method, path in [("GET", "status"), ("GET", "logs"), ("POST", "stop")]:
+        url = f"/api/v1/mags-jobs/{job.request_id}/{path}"
+        assert (await client.request(method, url)).status_code == 200
+        reply = await anybody.request(method, url, headers=stranger.headers)
+        assert reply.status_code == 404
+        assert reply.json()["code"] == "not_found"
+    reply = await anybody.get("/api/v1/mags-jobs", headers=stranger.headers)
+    assert reply.json()["total"] == 0
+
+
+async def test_the_life_of_a_token(client, anybody):
+    reply = await client.post(
+        "/api/v1/tokens",
+        json={"name": "ci", "account": "acme", "expires_at": "2999-01-01T00:00:00Z"},
+    )
+    assert reply.status_code == 201
+    made = NewToken.model_validate(reply.json())
+    assert (made.account, made.scopes) == ("acme", ["jobs"])
+    headers = {"Authorization": f"Bearer {made.token}"}
+    who = (await anybody.get("/api/v1/whoami", headers=headers)).json()
+    assert Whoami.model_validate(who).account == "acme"
+    listed = TokensReply.model_validate((await client.get("/api/v1/tokens")).json())
+    assert listed.total == 2
+    assert made.token not in (await client.get("/api/v1/tokens")).text
+    reply = await client.delete(f"/api/v1/tokens/{made.id}")
+    assert reply.json()["success"] is True
+    assert (await anybody.get("/api/v1/whoami", headers=headers)).status_code == 401
+    assert (await client.delete(f"/api/v1/tokens/{made.id}")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ({}, "name"),
+        ({"name": 5}, "name"),
+        ({"name": " "}, "name"),
+        ({"name": "\ud800"}, "name"),
+        ({"name": "x", "account": "a\0"}, "account"),
+        ({"name": "x", "scopes": ["root"]}, "root"),
+        ({"name": "x", "scopes": []}, "scopes"),
+        ({"name": "x", "scopes": "jobs"}, "scopes"),
+        ({"name": "x", "expires_at": "tomorrow"}, "expires_at"),
+        ({"name": "x", "expires_at": 1234567890}, "expires_at"),
+        ({"name": "x", "expires_at": "2999-01-01T00:00:00"}, "expires_at"),
+        ({"name": "x", "expires_at": "2001-01-01T00:00:00Z"}, "expires_at"),
+        ({"name": "x", "surprise": 1}, "surprise"),
+    ],
+)
+async def test_bad_token_requests(client, body, named):
+    reply = await client.post("/api/v1/tokens", content=json.dumps(body))
+    assert reply.status_code == 400
+    assert reply.json()["code"] == "invalid"
+    assert named in reply.json()["error"]
+
+
+async def test_an_ordinary_token_makes_none_for_others(anybody, stranger):
+    for extra in ({"account": "default"}, {"scopes": ["admin"]}):
+        body = {"name": "x", **extra}
+        reply = await anybody.post("/api/v1/tokens", json=body, headers=stranger.headers)
+        assert reply.status_code == 400
+    reply = await anybody.post("/api/v1/tokens", json={"name": "x"}, headers=stranger.headers)
+    assert reply.json()["account"] == "others"

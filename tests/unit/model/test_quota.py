@@ -1,0 +1,70 @@
+"""What a job may ask for: defaults, bounds, and text that cannot travel."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from magsd.model.errors import InvalidError, TooLargeError
+from magsd.model.quota import ENVIRONMENT_MAX_BYTES, SCRIPT_MAX_BYTES, Limits, completed
+from magsd.model.records import JobSpec
+
+LIMITS = Limits(max_timeout_s=100, max_vcpus=2, max_memory_mb=1024, max_disk_gb=4)
+BOUNDS = {
+    "timeout_s": (1, 100),
+    "vcpus": (1, 2),
+    "memory_mb": (64, 1024),
+    "disk_gb": (1, 4),
+}
+
+
+def test_what_is_not_asked_for_is_the_operators_default():
+    spec = completed(JobSpec("true", ignored=("x",)), Limits())
+    got = (spec.timeout_s, spec.vcpus, spec.memory_mb, spec.disk_gb, spec.rootfs_type)
+    assert got == (300, 1, 512, 2, "standard")
+    assert spec.ignored == ("x",)
+
+
+@given(st.sampled_from(sorted(BOUNDS)), st.integers(-(2**70), 2**70))
+def test_a_number_is_taken_as_it_is_or_refused_by_name(field, number):
+    least, most = BOUNDS[field]
+    if least <= number <= most:
+        assert getattr(completed(JobSpec("true", **{field: number}), LIMITS), field) == number
+    else:
+        with pytest.raises(InvalidError, match=f"between {least} and {most}"):
+            completed(JobSpec("true", **{field: number}), LIMITS)
+
+
+@given(st.dictionaries(st.text(), st.text()), st.text())
+def test_what_is_accepted_can_be_encoded(environment, script):
+    try:
+        spec = completed(JobSpec(script, environment=environment), LIMITS)
+    except InvalidError:
+        return
+    assert spec.script.encode() == script.encode()
+    assert spec.script.strip()
+    for name, value in spec.environment.items():
+        assert name
+        assert "=" not in name
+        assert b"\0" not in f"{name}={value}".encode()
+
+
+@pytest.mark.parametrize("script", ["", " \n\t", "echo \0", "echo \ud800"])
+def test_a_script_that_cannot_run_is_refused(script):
+    with pytest.raises(InvalidError, match="script"):
+        completed(JobSpec(script), LIMITS)
+
+
+def test_sizes_are_counted_in_bytes():
+    assert completed(JobSpec("é" * (SCRIPT_MAX_BYTES // 2)), LIMITS)
+    with pytest.raises(TooLargeError):
+        completed(JobSpec("é" * (SCRIPT_MAX_BYTES // 2) + "x"), LIMITS)
+    fits = "é" * ((ENVIRONMENT_MAX_BYTES - 3) // 2)
+    assert completed(JobSpec("true", environment={"A": fits}), LIMITS)
+    with pytest.raises(InvalidError, match="environment"):
+        completed(JobSpec("true", environment={"A": fits + "xx"}), LIMITS)
+
+
+@pytest.mark.parametrize("name", ["", "A=B", "A\0", "\ud800"])
+def test_a_variable_that_cannot_be_named_is_refused(name):
+    with pytest.raises(InvalidError, match="environment"):
+        completed(JobSpec("true", environment={name: "1"}), LIMITS)

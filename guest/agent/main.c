@@ -17,6 +17,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "../wire/signals.h"
 #include "services.h"
 
 static struct session session;
@@ -84,15 +85,13 @@ void signals_ignored(sigset_t *signals)
  * comes while we wait and at no other time. */
 static void set_signals(sigset_t *while_waiting)
 {
-    struct sigaction action = {.sa_handler = SIG_DFL};
+    struct sigaction action = {.sa_handler = on_child, .sa_flags = SA_NOCLDSTOP};
     sigset_t ignored, blocked;
+    signals_reset();
     signals_ignored(&ignored);
-    for (int number = 1; number < NSIG; number++) {
-        action.sa_handler = sigismember(&ignored, number) == 1 ? SIG_IGN : SIG_DFL;
-        sigaction(number, &action, NULL);
-    }
-    action.sa_handler = on_child;
-    action.sa_flags = SA_NOCLDSTOP;
+    for (int number = 1; number < NSIG; number++)
+        if (sigismember(&ignored, number) == 1)
+            signal(number, SIG_IGN);
     sigaction(SIGCHLD, &action, NULL);
     sigemptyset(&blocked);
     sigaddset(&blocked, SIGCHLD);

@@ -1,6 +1,8 @@
 #define _GNU_SOURCE
 #include "engine.h"
 
+#include "../wire/signals.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -52,7 +54,7 @@ static void become(const struct plan *plan, char **arguments, int link, int erro
     sigset_t none;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
-    signal(SIGPIPE, SIG_DFL);
+    signals_reset();
     for (size_t i = 0; i < plan->cgroup_count; i++)
         if (write(plan->cgroups[i], "0\n", 2) != 2)
             give_up(reports, "joining a cgroup");

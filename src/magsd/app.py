@@ -296,6 +296,19 @@ def migrate(settings: Settings) -> None:
         run(open_and_close())
 
 
+def make_token(settings: Settings, name: str) -> str:
+    """Return the secret of a new admin token; also while the database is served."""
+
+    async def make() -> str:
+        database = await Database.open(settings.effective_database_url)
+        try:
+            return await Access(database, SystemClock()).another_admin_token(name)
+        finally:
+            await database.aclose()
+
+    return run(make())
+
+
 def diagnose(settings: Settings, say: Say) -> bool:
     """Say what works here; return whether scripts can run."""
 

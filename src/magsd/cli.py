@@ -62,6 +62,22 @@ def migrate() -> None:
 
 
 @app.command()
+def token(
+    name: Annotated[str, typer.Option(help="What the list of tokens calls it.")] = "operator",
+) -> None:
+    """Make another admin token and print it, also while the server runs."""
+    from magsd import app as composition
+    from magsd import config
+    from magsd.model.errors import InvalidError
+
+    with _told():
+        settings = config.load()
+        if settings.database_url is None and not (settings.data_dir / "mags.db").exists():
+            raise InvalidError(f"{settings.data_dir} holds no database: run `magsd serve` first")
+        _say(composition.make_token(settings, name))
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     _say(f"magsd {__version__}")

@@ -115,7 +115,7 @@ class Settings(BaseSettings):
     )
     egress_allow: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_allowances)] = Field(
         (),
-        description="Networks that VMs may reach although they are private or the host's, as "
+        description="Networks that VMs may reach although they are private, as "
         "`10.1.0.0/16` or `10.1.2.3/32:5432`; separated by commas.",
     )
     vms_max: int = Field(

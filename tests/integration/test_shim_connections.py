@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import os
 
 import pytest
 
@@ -23,7 +22,6 @@ from tests.integration.shim_process import (
 pytestmark = NEEDS_ROOT
 
 PATH = {"PATH": "/usr/bin:/bin"}
-FULL = os.environ.get("MAGS_TEST_FULL") == "1"
 
 
 async def test_connections_have_stream_ids_of_their_own(tmp_path):
@@ -131,7 +129,7 @@ async def test_too_many_streams_are_refused(tmp_path):
 
 
 async def test_who_does_not_read_disturbs_nobody(tmp_path):
-    size = 1_000_000_000 if FULL else 200_000_000
+    size = 1_000_000_000
     async with await ShimProcess.open(tmp_path) as shim:
         with shim.raw() as deaf:
             deaf.send(

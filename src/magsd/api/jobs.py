@@ -94,8 +94,8 @@ async def status(
         int | None, Query(ge=-1, le=_INT64_MAX, description="A `generation`; -1: any.")
     ] = None,
 ) -> Response:
-    """With `wait`, held until the job's `generation` is beyond `after` (without `after`: until
-    something changes) or the job is over, at most so many seconds."""
+    """With `wait`, held until the job is over or, with `after`, its `generation` is beyond that;
+    at most so many seconds."""
     job = await _status(caller, checked_ref(ref), wait, after)
     return json_response(render.status(job))
 

@@ -125,12 +125,21 @@ class Access:
         def store(tx: Connection) -> bool:
             if tokens.count(tx):
                 return False
-            owner = accounts.ensure(tx, DEFAULT_ACCOUNT, now)
-            scopes = frozenset({Scope.ADMIN, Scope.JOBS})
-            tokens.add(tx, _new_record(owner, "first", scopes, now, None), _sha256(secret))
+            _add_admin(tx, "first", secret, now)
             return True
 
         return secret if await self._database.write(store) else None
+
+    async def another_admin_token(self, name: str) -> str:
+        """Make an admin token of the first account and return its secret.
+
+        For whoever may read the database's file, as when the first was lost.
+        """
+        _check_name("name", name)
+        secret = _new_secret()
+        now = self._clock.now()
+        await self._database.write(lambda tx: _add_admin(tx, name, secret, now))
+        return secret
 
     async def save_last_used(self) -> None:
         """Write down when tokens were used; called now and then, never by a request for jobs."""
@@ -155,6 +164,12 @@ class Access:
             if len(self._known) > _CACHED_MAX:
                 self._known.popitem(last=False)
         return known
+
+
+def _add_admin(tx: Connection, name: str, secret: str, now: datetime) -> None:
+    owner = accounts.ensure(tx, DEFAULT_ACCOUNT, now)
+    scopes = frozenset({Scope.ADMIN, Scope.JOBS})
+    tokens.add(tx, _new_record(owner, name, scopes, now, None), _sha256(secret))
 
 
 def _new_record(

@@ -8,6 +8,7 @@ import asyncio
 import dataclasses
 import hashlib
 import json
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Final
@@ -90,10 +91,10 @@ class Jobs:
     ) -> JobStatus:
         """Return what a job is; wait up to `wait_s` for something newer than `after_generation`.
 
-        None means "than it is now". A final status is returned at once.
+        None: until it is over. A final status is returned at once.
         """
         found = await self.find(principal, ref)
-        after = found.generation if after_generation is None else after_generation
+        after = sys.maxsize if after_generation is None else after_generation
         if wait_s <= 0 or found.is_final or found.generation > after:
             return found
         try:

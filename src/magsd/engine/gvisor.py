@@ -207,8 +207,8 @@ class GvisorEngine:
         if record is None or record.boot_id != boot_id():
             return None
         handle = Handle(record.vm, record.epoch, directory)
-        if record.vm in self._vms:
-            return handle
+        if (kept := self._vms.get(record.vm)) is not None:
+            return None if kept.has_ended else handle
         shim = Detached.find(record.shim_pid, record.shim_start_time)
         if shim is None:
             return None

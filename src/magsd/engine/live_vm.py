@@ -28,6 +28,11 @@ class LiveVm:
         self._connection = connection
         self._watches = contextlib.ExitStack()
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the shim is gone."""
+        return not self.shim.is_alive
+
     async def ended(self) -> None:
         """Return when the shim is gone, and with it all processes of the VM."""
         # Frozen processes of a version 1 freezer do not die, whoever kills them,

@@ -156,6 +156,11 @@ class Detached:
             return None
         return cls(pid, pidfd, start_time)
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether it has not ended."""
+        return read_start_time(self.pid) == self.start_time
+
     def fileno(self) -> int:
         """Return the pidfd, which is readable once the process has ended."""
         return self._pidfd

@@ -158,7 +158,7 @@ def empty_database(tmp_path_factory):
     path = tmp_path_factory.mktemp("database") / "mags.db"
 
     async def make():
-        await (await Database.open(f"sqlite+aiosqlite:///{path}")).aclose()
+        await (await Database.open(f"sqlite:///{path}")).aclose()
 
     asyncio.run(make())
     return path
@@ -167,7 +167,7 @@ def empty_database(tmp_path_factory):
 @pytest.fixture
 async def access(tmp_path, empty_database):
     shutil.copyfile(empty_database, tmp_path / "mags.db")
-    database = await Database.open(f"sqlite+aiosqlite:///{tmp_path}/mags.db")
+    database = await Database.open(f"sqlite:///{tmp_path}/mags.db")
     try:
         yield Access(database, SystemClock())
     finally:

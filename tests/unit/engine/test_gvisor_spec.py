@@ -58,8 +58,8 @@ def test_nothing_of_the_host_but_the_agent_is_mounted() -> None:
     assert document["hostname"] == "name"
 
 
-@pytest.mark.parametrize(("vcpus", "count"), [(0.1, 1), (1.0, 1), (1.01, 2), (4.0, 4)])
-def test_a_part_of_a_cpu_is_seen_as_one(vcpus: float, count: int) -> None:
+@pytest.mark.parametrize(("vcpus", "count"), [(0.1, 2), (1.0, 2), (2.01, 3), (4.0, 4)])
+def test_two_cpus_are_seen_at_least(vcpus: float, count: int) -> None:
     assert spec.cpu_count(plan(vcpus=vcpus)) == count
 
 

@@ -181,9 +181,9 @@ def _sockets(directory: Path | None) -> Iterator[str]:
 
 
 def _files(directory: Path | None) -> Iterator[str]:
-    """What lies in the folders that empty themselves; spare disks are meant to stay."""
+    """What lies in the folders that empty themselves; spare and blank disks are meant to stay."""
     for name in _DATA if directory else ():
         folder = directory / name
         for path in folder.rglob("*") if folder.exists() else ():
-            if folder / "spare" not in (path, path.parent):
+            if not {folder / "spare", folder / "blank"} & {path, path.parent}:
                 yield f"file {path.relative_to(directory)}"

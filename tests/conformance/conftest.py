@@ -59,7 +59,6 @@ class Host:
             instance=instance_of(self.data),
             run_directory=directory,
             slot_net=self.slot_net,
-            host_directory=self.data / "host",
         )
         self._network = await Network.open(replace(wanted, **settings), tasks, self.clock)
 

@@ -313,6 +313,7 @@ async def test_a_vm_that_ended_meanwhile_is_not_adopted(host: Host) -> None:
         handle = await earlier.launch(host.plan())
         record = record_of(handle)
     os.kill(record["shim_pid"], signal.SIGKILL)
+    os.waitpid(record["shim_pid"], 0)  # a later daemon is not its parent
     async with host.engine() as later:
         ended = await within(5, later.wait(handle))
         assert ended.reason is EndReason.SHIM_DIED

@@ -1,23 +1,27 @@
 """The writable disks of VMs: one sparse ext4 image each, in `disks/` of the data directory.
 
-Owns making them (ahead of need in `disks/spare/`, because `mkfs` takes a few
-milliseconds that a launch can save) and deleting them. Attaching one is the
-shim's part. Everything here is made by the host: no image that a guest
+Owns making them and deleting them. `mkfs` runs once for a size, into
+`disks/blank/`; the others are copies of that, 2 ms each: starting a process
+forks the daemon, and while a large one is copied its event loop stands still.
+Those of the usual size are copied ahead of need, into `disks/spare/`.
+Attaching one is the shim's part. Everything here is made by the host: no image that a guest
 kernel wrote is ever mounted from here.
 """
 
 import asyncio
 import contextlib
 import errno
+import fcntl
 import itertools
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import structlog
 
-from magsd.aio import Tasks, finish
+from magsd.aio import SingleFlight, Tasks, finish
 from magsd.engine import process
 from magsd.engine.process import ProcessError
 from magsd.model.errors import JobCode, LaunchError
@@ -28,6 +32,8 @@ _MKFS: Final = ("mkfs.ext4", "-q", "-F", "-m", "0", "-b", "4096")
 _MKFS_LAZY: Final = ("-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard")
 _MKFS_S: Final = 60.0
 _UNFINISHED: Final = ".new-"
+_FICLONE: Final = 0x40049409
+_NO_REFLINKS: Final = {errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL}
 _log = structlog.get_logger()
 
 
@@ -37,6 +43,8 @@ class Disks:
     def __init__(self, directory: Path, *, spare_gb: int, spare_count: int, tasks: Tasks) -> None:
         self._directory = directory
         self._spare = directory / "spare"
+        self._blank = directory / "blank"
+        self._blanks = SingleFlight()
         self._spare_gb = spare_gb
         self._spare_count = spare_count
         self._tasks = tasks
@@ -45,11 +53,15 @@ class Disks:
 
     def prepare(self) -> None:
         """Make the folders, drop what was left unfinished, begin to make spare images."""
-        self._spare.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in (self._spare, self._blank):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._directory.chmod(0o700)
-        for folder in (self._directory, self._spare):
+        for folder in (self._directory, self._spare, self._blank):
             for left_over in folder.glob(f"{_UNFINISHED}*"):
                 left_over.unlink(missing_ok=True)
+        # Made anew by each daemon: whatever happened to one is not handed on.
+        for blank in self._blank.glob(f"*{_SUFFIX}"):
+            blank.unlink(missing_ok=True)
         for spare in self._spares():
             # Another default size may have held when it was made.
             if spare.stat().st_size != self._spare_gb << 30:
@@ -108,17 +120,68 @@ class Disks:
 
     async def _make(self, target: Path, size_gb: int) -> None:
         """Make an image, whole or not at all."""
-        unfinished = target.with_name(f"{_UNFINISHED}{secrets.token_hex(8)}")
         try:
-            with unfinished.open("xb") as image:
-                os.fchmod(image.fileno(), 0o600)
-                image.truncate(size_gb << 30)
-            await process.run([*_MKFS, *_MKFS_LAZY, unfinished], timeout_s=_MKFS_S)
-            unfinished.rename(target)
+            blank = await self._blanks.do(size_gb, lambda: self._blank_of(size_gb))
+            await finish(asyncio.to_thread(_copy, blank, target))
         except (OSError, ProcessError) as error:
             raise _failure(error) from error
-        finally:
-            unfinished.unlink(missing_ok=True)
+        except asyncio.CancelledError:
+            target.unlink(missing_ok=True)
+            raise
+
+    async def _blank_of(self, size_gb: int) -> Path:
+        """Return the image of this size that others are copied from."""
+        target = self._blank / f"{size_gb}{_SUFFIX}"
+        if target.exists():
+            return target
+        with _written_aside(target) as unfinished:
+            with unfinished.open("xb") as image:
+                image.truncate(size_gb << 30)
+            await process.run([*_MKFS, *_MKFS_LAZY, unfinished], timeout_s=_MKFS_S)
+        return target
+
+
+@contextlib.contextmanager
+def _written_aside(target: Path) -> Iterator[Path]:
+    """Yield a path that becomes `target` when the block succeeds, and is removed when not."""
+    unfinished = target.with_name(f"{_UNFINISHED}{secrets.token_hex(8)}")
+    try:
+        yield unfinished
+        unfinished.rename(target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _copy(blank: Path, target: Path) -> None:
+    """Copy an image: by reference where the filesystem can, else only what is no hole."""
+    with (
+        _written_aside(target) as unfinished,
+        blank.open("rb") as source,
+        unfinished.open("xb") as copy,
+    ):
+        os.fchmod(copy.fileno(), 0o600)
+        try:
+            fcntl.ioctl(copy.fileno(), _FICLONE, source.fileno())
+        except OSError as error:
+            if error.errno not in _NO_REFLINKS:
+                raise
+            _copy_data(source.fileno(), copy.fileno())
+
+
+def _copy_data(source: int, copy: int) -> None:
+    size = os.fstat(source).st_size
+    os.truncate(copy, size)
+    at = 0
+    while at < size:
+        try:
+            at = os.lseek(source, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # nothing but a hole is left
+                return
+            raise
+        end = os.lseek(source, at, os.SEEK_HOLE)
+        while at < end:
+            at += os.copy_file_range(source, copy, end - at, at, at)
 
 
 def _failure(error: OSError | ProcessError) -> LaunchError:

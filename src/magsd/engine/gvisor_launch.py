@@ -23,7 +23,7 @@ from magsd.engine.launch_shim import ShimPlan, StartingShim, memory_file
 from magsd.engine.layers import Layers
 from magsd.engine.network import Network, Slot
 from magsd.engine.process import Detached
-from magsd.engine.record import VmRecord, boot_id
+from magsd.engine.record import VmRecord, boot_id, sync_record
 from magsd.guest import streams
 from magsd.guest.shim import ShimConnection, ShimError
 from magsd.model.errors import LaunchError
@@ -89,8 +89,9 @@ class Launch:
             program = self._parts.shim_program
             shim = await StartingShim.open(program, self._run_directory, plan, undo)
         record = self._record(shim.process)
-        await finish(asyncio.to_thread(record.write, self._run_directory))
-        await self._start(shim)
+        record.write(self._run_directory)
+        # On the disk by the time that anybody is told of the VM; nothing has to wait for it.
+        await together([self._start(shim), self._sync_record()])
         return Launched(record, shim.process, self._cgroup, shim.connection)
 
     async def _make_ready(self, undo: AsyncExitStack, held: AsyncExitStack) -> None:
@@ -202,6 +203,9 @@ class Launch:
             slot=self._slot.index if self._slot else 0,
             uid=self._uid,
         )
+
+    async def _sync_record(self) -> None:
+        await finish(asyncio.to_thread(sync_record, self._run_directory))
 
     async def _start(self, shim: StartingShim) -> None:
         """Run the engine, on as many CPUs as the guest is to see, and fill in the host's files.

@@ -27,6 +27,7 @@ class LiveVm:
         self.cgroup = cgroup
         self._connection = connection
         self._watches = contextlib.ExitStack()
+        self._is_let_go = False
 
     @property
     def has_ended(self) -> bool:
@@ -49,15 +50,22 @@ class LiveVm:
     def watch(self, tasks: Tasks) -> None:
         """End the VM when the guest has used up its memory."""
 
+        tasks.spawn(f"watch {self.record.vm}", self._watch(tasks))
+
+    async def _watch(self, tasks: Tasks) -> None:
         def used_up() -> None:
             tasks.spawn(f"out of memory {self.record.vm}", self._out_of_memory())
 
         try:
-            watch = MemoryWatch(self.cgroup, self.record.memory_mb << 20, used_up)
+            watch = await MemoryWatch.open(self.cgroup, self.record.memory_mb << 20, used_up)
         except OSError as error:
-            _log.warning("memory cannot be watched", vm=self.record.vm, error=str(error))
+            # Where the VM has ended meanwhile its group is gone, and nothing is to be watched.
+            if not self._is_let_go:
+                _log.warning("memory cannot be watched", vm=self.record.vm, error=str(error))
             return
         self._watches.callback(watch.close)
+        if self._is_let_go:
+            self._watches.close()
 
     async def _out_of_memory(self) -> None:
         # `kill` is answered by the end of the connection.
@@ -66,5 +74,6 @@ class LiveVm:
 
     def let_go(self) -> ShimConnection:
         """End the watches; the connection is the caller's to close. Idempotent."""
+        self._is_let_go = True
         self._watches.close()
         return self._connection

@@ -14,8 +14,9 @@ import ctypes
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
+from magsd.aio import finish
 from magsd.engine.cgroup import Cgroup
 
 _IN_MODIFY: Final = 0x2
@@ -29,18 +30,32 @@ _libc: Final = ctypes.CDLL(None, use_errno=True)
 class MemoryWatch:
     """Calls back once when a VM has used up its memory."""
 
-    def __init__(self, group: Cgroup, guest_bytes: int, call: Callable[[], None]) -> None:
-        """Begin. `guest_bytes`: what the guest may use; `call` comes from the running loop.
-
-        Raises `OSError` when the kernel has no such events.
-        """
+    def __init__(
+        self, group: Cgroup, guest_bytes: int, event: int, call: Callable[[], None]
+    ) -> None:
         self._group = group
         self._guest_bytes = guest_bytes
         self._call = call
         self._loop = asyncio.get_running_loop()
         self._pause: asyncio.TimerHandle | None = None
-        self._event = _open(group, guest_bytes)
+        self._event = event
         self._loop.call_soon(self._look)
+
+    @classmethod
+    async def open(cls, group: Cgroup, guest_bytes: int, call: Callable[[], None]) -> Self:
+        """Begin. `guest_bytes`: what the guest may use; `call` comes from the running loop.
+
+        In a thread: the kernel takes 10 to 25 ms to register an event. Raises
+        `OSError` when it has no such events.
+        """
+        opened: list[int] = []
+        try:
+            await finish(asyncio.to_thread(lambda: opened.append(_open(group, guest_bytes))))
+        except asyncio.CancelledError:
+            for event in opened:
+                os.close(event)
+            raise
+        return cls(group, guest_bytes, opened[0], call)
 
     def close(self) -> None:
         """End. Idempotent."""

@@ -25,8 +25,8 @@ void core_ask_join(struct core *core)
 
 static void take_join(struct core *core, const struct wire_header *header, const uint8_t *payload)
 {
-    const char *nonce = field_find(payload, header->length, "nonce");
-    const char *version = field_find(payload, header->length, "version");
+    const char *nonce = fields_get(payload, header->length, "nonce");
+    const char *version = fields_get(payload, header->length, "version");
     if (core->join != JOIN_ASKED || header->stream != 0)
         offence(core, header, "it joined unasked");
     else if (!nonce || strcmp(nonce, core->nonce) != 0)

@@ -84,17 +84,6 @@ void field_append(struct queue *fields, const char *format, ...)
     queue_append(fields, field, strlen(field) + 1);
 }
 
-const char *field_find(const uint8_t *payload, size_t length, const char *key)
-{
-    size_t cursor = 0;
-    for (const char *field; (field = fields_next(payload, length, &cursor));) {
-        const char *value = field_value(field, key);
-        if (value)
-            return value;
-    }
-    return NULL;
-}
-
 unsigned core_open_streams(const struct core *core)
 {
     unsigned count = core->running_count;

@@ -181,9 +181,6 @@ void core_end_disk(struct core *core, const char *what); /* HOST_DISK_FULL with 
 __attribute__((format(printf, 2, 3)))
 void field_append(struct queue *fields, const char *format, ...);
 
-/* The value of the first field `key` of a payload, or NULL. */
-const char *field_find(const uint8_t *payload, size_t length, const char *key);
-
 /* How many streams of both sorts are open in the VM. */
 unsigned core_open_streams(const struct core *core);
 void core_send_agent(struct core *core, uint8_t kind, uint32_t stream, uint8_t channel,

@@ -84,7 +84,7 @@ static const char *objection(const struct core *core, const struct wire_header *
     const char *word = fields_next(payload, header->length, &cursor);
     if (!word || strcmp(word, "exec") != 0)
         return "a durable stream can only be an exec";
-    if (field_find(payload, header->length, "stdin"))
+    if (fields_get(payload, header->length, "stdin"))
         return "a durable stream has no input";
     if (core->join != JOINED)
         return "the agent has not joined";
@@ -182,7 +182,7 @@ static void take_eof(struct core *core, struct durable *durable, const struct wi
 static void take_reset(struct core *core, struct durable *durable,
                        const struct wire_header *header, const uint8_t *payload)
 {
-    const char *error = field_find(payload, header->length, "error");
+    const char *error = fields_get(payload, header->length, "error");
     char text[512];
     snprintf(text, sizeof text, "stream %" PRIu32 " was refused inside: %.400s", durable->id,
              error ? error : "no reason given");

@@ -139,7 +139,7 @@ bool plan_read(int fd, struct plan *plan, struct failure *failure)
     if (!bytes)
         return false;
     /* First of all whom to tell what is wrong with the others. */
-    const char *control = field_find((const uint8_t *)bytes, length, "control");
+    const char *control = fields_get((const uint8_t *)bytes, length, "control");
     if (!control || !plan_number(control, 0, &plan->control, NULL))
         return fail(failure, "the plan has no control");
     size_t fields = 0;

@@ -44,7 +44,7 @@ void reply_error(struct connection *connection, uint64_t id, const char *format,
 
 static const char *field(const struct request *request, const char *key)
 {
-    return field_find(request->payload, request->length, key);
+    return fields_get(request->payload, request->length, key);
 }
 
 /* False, and answered, when `deadline_ms` is not a number. */

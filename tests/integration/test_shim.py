@@ -17,7 +17,6 @@ from magsd.guest.state import EndCode, read_state, read_stream
 from magsd.guest.wire import Channel, pack_fields, parse_fields
 from tests.integration.shim_process import (
     AGENT,
-    NEEDS_ROOT,
     ShimProcess,
     ended,
     journaled,
@@ -27,8 +26,6 @@ from tests.integration.shim_process import (
     shell,
     system_lines,
 )
-
-pytestmark = NEEDS_ROOT
 
 PATH = {"PATH": "/usr/bin:/bin"}
 

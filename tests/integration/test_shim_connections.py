@@ -10,7 +10,6 @@ from magsd.guest.shim import ShimError
 from magsd.guest.wire import TRANSIENT_ID_MIN, Frame, Kind, encode, pack_fields
 from tests.integration.shim_process import (
     DEADLINE_S,
-    NEEDS_ROOT,
     ShimProcess,
     is_alive,
     resident_bytes,
@@ -18,8 +17,6 @@ from tests.integration.shim_process import (
     shell,
     until,
 )
-
-pytestmark = NEEDS_ROOT
 
 PATH = {"PATH": "/usr/bin:/bin"}
 

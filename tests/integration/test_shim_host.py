@@ -14,7 +14,6 @@ from magsd.guest.shim import ShimError
 from magsd.guest.state import EndCode, read_stream
 from tests.integration.shim_process import (
     AGENT,
-    NEEDS_ROOT,
     UID,
     ShimProcess,
     ended,
@@ -24,8 +23,6 @@ from tests.integration.shim_process import (
     shell,
     until,
 )
-
-pytestmark = NEEDS_ROOT
 
 PATH = {"PATH": "/usr/bin:/bin"}
 

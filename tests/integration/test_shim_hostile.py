@@ -18,15 +18,12 @@ from magsd.guest.wire import (
     pack_fields,
 )
 from tests.integration.shim_process import (
-    NEEDS_ROOT,
     ShimProcess,
     ended,
     journaled,
     scripted_agent,
     shell,
 )
-
-pytestmark = NEEDS_ROOT
 
 PATH = {"PATH": "/usr/bin:/bin"}
 OPEN = Frame(Kind.OPEN, TRANSIENT_ID_MIN, payload=shell("exec sleep 60"))

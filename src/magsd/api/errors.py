@@ -175,7 +175,7 @@ class UnexpectedErrors:
 
         try:
             await self._app(scope, receive, watched_send)
-        except Exception:
+        except Exception:  # the last stop: logged, and told to the caller by a reference
             reference = secrets.token_hex(4)
             log.exception("%s %s failed, reference %s", scope["method"], scope["path"], reference)
             if has_started:

@@ -56,7 +56,7 @@ class Application:
             application._tasks.spawn("engines", application._prepare_again())
             application._tasks.spawn("database", application._probe_database())
             application._tasks.spawn("tokens", application._save_last_used())
-        except BaseException:
+        except BaseException:  # what was begun ends here, also when cancelled
             await application.aclose()
             raise
         return application

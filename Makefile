@@ -2,14 +2,16 @@
 # nothing when it is set up already.
 PYTHON := .venv/bin/python
 IMAGES := build/images
+KERNELS := build/kernel
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test guest image demo check test test-full bench lock clean distclean
+.PHONY: help setup setup-test guest image kernel-update demo check test test-full bench lock \
+    clean distclean
 
 help: ## show this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
-setup: ## install what is missing: Debian packages, .venv, guest programs, image
+setup: ## install what is missing: Debian packages, .venv, guest programs, kernel, image
 	@tools/setup.sh
 
 setup-test: ## the same, and what only the tests need
@@ -20,6 +22,9 @@ guest: ## compile the agent and the shim
 
 image: guest ## build image `standard` anew
 	@$(PYTHON) tools/build_image.py --cache $(IMAGES) --force
+
+kernel-update: guest ## pin the guest kernel that this machine's mirrors have now, and get it
+	@$(PYTHON) tools/get_kernel.py --cache $(KERNELS) --update-pin
 
 demo: setup ## start a server, run a script in a sandbox, print what it took, stop
 	@$(PYTHON) tools/demo.py
@@ -33,8 +38,8 @@ test: setup-test ## all tests of the gate
 test-full: setup-test ## all tests, with large sizes and many seeds
 	@$(PYTHON) tools/run_tests.py full
 
-bench: setup ## measure starts and times on this machine
-	@$(PYTHON) -m bench
+bench: setup ## measure, beside peers, against the table of goals (ARGS=-h: options)
+	@$(PYTHON) -m bench $(ARGS)
 
 lock: ## write requirements.txt from pyproject.toml
 	@.venv/bin/uv pip compile --python-version 3.11 --generate-hashes --no-emit-index-url \

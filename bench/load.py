@@ -1,4 +1,6 @@
-"""A load generator, a process of its own: `python -m bench.load URL TOKEN WHAT COUNT CONNECTIONS`.
+"""A load generator, a process of its own.
+
+    python -m bench.load URL TOKEN submit|JOB COUNT CONNECTIONS BODY
 
 Speaks HTTP/1.1 over kept connections with bytes made beforehand, so that it
 is the server that is measured. Prints one JSON object.
@@ -74,10 +76,9 @@ class Load:
 
 async def main() -> None:
     """Do what the command line says."""
-    url, token, what, count, connections = sys.argv[1:6]
+    url, token, what, count, connections, body = sys.argv[1:7]
     if what == "submit":
-        script = json.dumps({"script": "true", "type": "inline", "persistent": False}).encode()
-        request = request_of(url, token, "POST", "/mags-jobs", script)
+        request = request_of(url, token, "POST", "/mags-jobs", body.encode())
     else:
         request = request_of(url, token, "GET", f"/mags-jobs/{what}/status")
     load = Load(url, request, int(count))

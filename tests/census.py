@@ -3,6 +3,10 @@
 `take()` looks at the whole host, `take(data_directory)` only at what belongs to
 that data directory: for a test beside which other daemons come and go. The
 kernel clears some things after the fact, so `assert_same` waits for it.
+
+VMs that wait in a pool come and go too. Whoever says which ones wait has them
+counted by kind: all that there is of one is a single line, without its name and
+numbers, so that one more is nothing new, and one that is unlike the others is.
 """
 
 import contextlib
@@ -11,7 +15,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +26,7 @@ LOOK_S = 0.05
 
 _OURS = re.compile(r"runsc|mags|^exe$|mkfs\.ext4|mksquashfs")
 _DATA = ("disks", "run", "tmp")
+_NUMBER = re.compile(r"\b(?:loop)?\d+\b")
 
 
 @dataclass(frozen=True)
@@ -31,8 +36,11 @@ class Census:
     lines: frozenset[str]
 
 
-def take(data_directory: Path | None = None) -> Census:
-    """Count processes, mounts, namespaces, interfaces, rules, groups, devices, sockets, files."""
+def take(data_directory: Path | None = None, waiting: Collection[str] = ()) -> Census:
+    """Count processes, mounts, namespaces, interfaces, rules, groups, devices, sockets, files.
+
+    `waiting` names the VMs that wait in a pool.
+    """
     directory = data_directory.resolve() if data_directory else None
     counters: tuple[Callable[[Path | None], Iterator[str]], ...] = (
         _processes,
@@ -46,7 +54,8 @@ def take(data_directory: Path | None = None) -> Census:
         _sockets,
         _files,
     )
-    return Census(frozenset(line for counter in counters for line in counter(directory)))
+    lines = [line for counter in counters for line in counter(directory)]
+    return Census(frozenset(_by_kind(lines, waiting)))
 
 
 def difference(before: Census, after: Census) -> list[str]:
@@ -55,15 +64,21 @@ def difference(before: Census, after: Census) -> list[str]:
 
 
 def left_behind(
-    before: Census, data_directory: Path | None = None, ignoring: tuple[str, ...] = ()
+    before: Census,
+    data_directory: Path | None = None,
+    ignoring: tuple[str, ...] = (),
+    waiting: Callable[[], Collection[str]] = tuple,
 ) -> list[str]:
     """Return what is there now and was not before, once the kernel had time to clear up.
 
-    Lines that begin with one of `ignoring` do not count.
+    Lines that begin with one of `ignoring` do not count; `waiting` tells, each
+    time, which VMs wait in a pool.
     """
     deadline = time.monotonic() + PATIENCE_S
     while left := [
-        line for line in difference(before, take(data_directory)) if not line.startswith(ignoring)
+        line
+        for line in difference(before, take(data_directory, waiting()))
+        if not line.startswith(ignoring)
     ]:
         if time.monotonic() > deadline:
             break
@@ -71,10 +86,26 @@ def left_behind(
     return left
 
 
-def assert_same(before: Census, data_directory: Path | None = None) -> None:
+def assert_same(
+    before: Census,
+    data_directory: Path | None = None,
+    waiting: Callable[[], Collection[str]] = tuple,
+) -> None:
     """Fail, with a list, when something is there that was not before."""
-    left = left_behind(before, data_directory)
+    left = left_behind(before, data_directory, waiting=waiting)
     assert not left, "left behind:\n" + "\n".join(left)
+
+
+def _by_kind(lines: Sequence[str], waiting: Collection[str]) -> Iterator[str]:
+    """Yield a line for each kind of thing that waiting VMs have, and the others as they are."""
+    interfaces = [line for line in lines if line.startswith("interface ")]
+    # Each has one, and what counts is how many there are.
+    others = interfaces[: max(0, len(interfaces) - len(waiting))]
+    for line in [*others, *(line for line in lines if not line.startswith("interface "))]:
+        if (vm := next((vm for vm in waiting if vm in line), None)) is None:
+            yield line
+        else:
+            yield f"of a waiting VM: {_NUMBER.sub('N', line.replace(vm, 'VM'))}"
 
 
 def _pids() -> Iterator[Path]:
@@ -89,7 +120,16 @@ def _processes(directory: Path | None) -> Iterator[str]:
             state = (path / "stat").read_text().rpartition(") ")[2].split()[0]
             if state in "ZX" or not _is_ours(path, name, directory):
                 continue
-            yield f"process {path.name} {name}, network namespace {_namespace(path)}"
+            yield f"process {path.name} {name}, network namespace {_namespace(path)}{_vm(path)}"
+
+
+def _vm(path: Path) -> str:
+    """Say of which VM a process is, where its folder or its group tells."""
+    with contextlib.suppress(OSError):
+        told = f"{os.readlink(path / 'cwd')}\n{(path / 'cgroup').read_text()}"
+        if found := re.search(r"/(?:run|mags-[^/]+)/([0-9a-f]{8})$", told, re.MULTILINE):
+            return f", VM {found[1]}"
+    return ""
 
 
 def _is_ours(path: Path, name: str, directory: Path | None) -> bool:

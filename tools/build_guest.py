@@ -13,7 +13,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 PROGRAMS = REPOSITORY / "src/magsd/guest/programs"
 ARCHITECTURES = ("x86_64", "aarch64")
-SOURCES = {"mags-agent": "guest/agent", "mags-shim": "guest/shim"}
+SOURCES = {"mags-agent": "guest/agent", "mags-shim": "guest/shim", "mags-tsc": "guest/tsc"}
 SHARED = "guest/wire"
 FLAGS = ("-static", "-s", "-Os", "-std=c11", "-Wall", "-Wextra", "-Werror")
 

@@ -8,24 +8,35 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from magsd.storage import apt_sources
 
 PACKAGE_OF_PROGRAM = {
     "mksquashfs": "squashfs-tools",
+    "tar2sqfs": "squashfs-tools-ng",
     "mmdebstrap": "mmdebstrap",
     "nft": "nftables",
     "mkfs.ext4": "e2fsprogs",
     "ip": "iproute2",
     "ps": "procps",
     "ssh": "openssh-client",
+    "lz4": "lz4",
+    **{
+        "x86_64": {"qemu-system-x86_64": "qemu-system-x86"},
+        "aarch64": {"qemu-system-aarch64": "qemu-system-arm"},
+    }.get(os.uname().machine, {}),
 }
+"""`lz4` unpacks the guest's kernel."""
 TEST_PACKAGES_OF_RELEASE = {
-    "bookworm": ("clang", "libclang-rt-14-dev"),
-    "trixie": ("clang", "libclang-rt-19-dev"),
+    "bookworm": ("clang", "libclang-rt-14-dev", "postgresql", "qemu-utils", "systemd"),
+    "trixie": ("clang", "libclang-rt-19-dev", "postgresql", "qemu-utils", "systemd"),
 }
-"""libFuzzer, which the compiler of the guest programs does not have."""
+"""libFuzzer, which the compiler of the guest programs does not have; a server that can hold
+the database; who reads foreign disks; who reads our unit."""
+CLUSTER_SETTINGS = Path("/etc/postgresql-common/createcluster.conf")
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 LISTS = Path("/var/lib/apt/lists")
 RUNSC_SINCE = 20240729
@@ -75,6 +86,27 @@ def _is_installed(package: str) -> bool:
 
 def install(packages: list[str], *options: str) -> None:
     """Install packages, fetching the lists first where there are none or they are too old."""
+    if "postgresql" not in packages:
+        _install(packages, *options)
+        return
+    # It comes first, with the settings that say what the server's own installation does.
+    _install(["postgresql-common"])
+    with without_cluster(CLUSTER_SETTINGS):
+        _install(packages, *options)
+
+
+@contextmanager
+def without_cluster(settings: Path) -> Iterator[None]:
+    """Let no installation inside the block make and start a server: tests have their own."""
+    original = settings.read_text(encoding="utf-8")
+    settings.write_text(f"{original}\ncreate_main_cluster = false\n", encoding="utf-8")
+    try:
+        yield
+    finally:
+        settings.write_text(original, encoding="utf-8")
+
+
+def _install(packages: list[str], *options: str) -> None:
     command = ["install", "--no-install-recommends", *options, *packages]
     if any(LISTS.glob("*_Packages*")) and _apt_get(*command) is None:
         return

@@ -29,16 +29,15 @@ class Fuzzer:
     options: tuple[str, ...] = ()
 
 
-SHIM_CORE = ("core", "agent", "connection", "durable", "verbs", "freeze")
+SHIM_CORE = ("core", "agent", "connection", "durable", "verbs", "freeze", "bucket")
+SHIM_SOURCES = (WIRE, *(f"guest/shim/{name}.c" for name in SHIM_CORE))
+# A table of all ids would take most of the time.
+SHIM_OPTIONS = ("-DWIRE_DURABLE_ID_MAX=0xffu",)
 FUZZERS = (
     Fuzzer("fuzz_wire", (WIRE,)),
     Fuzzer("fuzz_agent_link", (WIRE, "guest/agent/session.c", "guest/agent/stream.c")),
-    Fuzzer(
-        "fuzz_shim_link",
-        (WIRE, *(f"guest/shim/{name}.c" for name in SHIM_CORE)),
-        # A table of all ids would take most of the time.
-        ("-DWIRE_DURABLE_ID_MAX=0xffu",),
-    ),
+    Fuzzer("fuzz_shim_link", SHIM_SOURCES, SHIM_OPTIONS),
+    Fuzzer("fuzz_log_rate", SHIM_SOURCES, SHIM_OPTIONS),
 )
 
 

@@ -1,13 +1,17 @@
-"""Run suites of checks and tests one after the other, and say how long each took.
+"""Run suites of checks and tests, and say how long each took.
 
-Stops at the first that fails; what did not run is in the summary too.
+One after the other, but for those that mostly wait: of them two run side by
+side, and what each printed is shown when it has ended. Stops at the first that
+fails; what did not run is in the summary too.
 """
 
 import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -38,7 +42,28 @@ STATIC = (
     _tool("types", "mypy"),
     _tool("layers", "lint-imports"),
 )
-SLOW = (_tests("integration"), _tests("conformance"), _tests("e2e"))
+_OF_THEIR_OWN = {
+    "e2e faults": ("faults",),
+    "e2e states": ("workspaces", "qemu"),
+}
+"""Files of end-to-end tests that take long."""
+
+
+def _end_to_end() -> tuple[Suite, ...]:
+    files = {
+        name: [f"tests/e2e/test_{each}.py" for each in parts]
+        for name, parts in _OF_THEIR_OWN.items()
+    }
+    others = [f"--ignore={file}" for part in files.values() for file in part]
+    return (
+        _tool("e2e", "pytest", "-q", "tests/e2e", *others),
+        *(_tool(name, "pytest", "-q", *part) for name, part in files.items()),
+    )
+
+
+SIDE_BY_SIDE = (_tests("integration"), _tests("conformance"), *_end_to_end())
+"""The longest first."""
+AT_ONCE = 2
 
 
 def suites(selection: str) -> tuple[Suite, ...]:
@@ -46,7 +71,67 @@ def suites(selection: str) -> tuple[Suite, ...]:
     if selection == "check":
         return (*STATIC, _tests("unit"))
     fuzz = _tool("fuzz", "python", "tools/fuzz_guest.py", *(["--full"] * (selection == "full")))
-    return (*STATIC, _tests("unit"), fuzz, *SLOW)
+    return (*STATIC, _tests("unit"), fuzz, *SIDE_BY_SIDE)
+
+
+@dataclass
+class Report:
+    """What ran, and how it ended."""
+
+    lines: list[str] = field(default_factory=list)
+    failed: str | None = None
+
+    def ended(self, suite: Suite, code: int, took_s: float) -> None:
+        """Take note of the end of a suite."""
+        verdict = "ok" if code == 0 else f"FAILED (exit code {code})"
+        self.lines.append(f"  {suite.name:12} {took_s:6.1f} s  {verdict}")
+        if code != 0:
+            self.failed = self.failed or suite.name
+
+    def did_not_run(self, suite: Suite) -> None:
+        """Take note of a suite that was left out because another failed."""
+        self.lines.append(f"  {suite.name:12}      -    not run")
+
+
+def run(suite: Suite, environment: Mapping[str, str], report: Report) -> None:
+    """Run a suite, unless one has failed before."""
+    if report.failed is not None:
+        report.did_not_run(suite)
+        return
+    print(f"== {suite.name}", flush=True)
+    began = time.monotonic()
+    code = subprocess.run(
+        suite.command, cwd=REPOSITORY, env=environment, stdin=subprocess.DEVNULL, check=False
+    ).returncode
+    report.ended(suite, code, time.monotonic() - began)
+
+
+def run_side_by_side(
+    together: Sequence[Suite], environment: Mapping[str, str], report: Report
+) -> None:
+    """Run suites, `AT_ONCE` at a time, each to its end, and show what each printed by then."""
+    print(f"== {', '.join(suite.name for suite in together)}, side by side", flush=True)
+
+    def do(suite: Suite) -> tuple[Suite, subprocess.CompletedProcess[str], float]:
+        began = time.monotonic()
+        done = subprocess.run(
+            suite.command,
+            cwd=REPOSITORY,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+        return suite, done, time.monotonic() - began
+
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        for running in as_completed([threads.submit(do, suite) for suite in together]):
+            suite, done, took_s = running.result()
+            print(f"== {suite.name}\n{done.stdout}", flush=True)
+            report.ended(suite, done.returncode, took_s)
 
 
 def main() -> int:
@@ -58,25 +143,22 @@ def main() -> int:
     environment = {**os.environ, FULL: "1" if selection == "full" else "0"}
     environment["PATH"] = f"{BIN}:{environment['PATH']}:/usr/sbin:/sbin"
     started = time.monotonic()
-    lines = []
-    failed = None
-    for suite in suites(selection):
-        if failed is not None:
-            lines.append(f"  {suite.name:12}      -    not run")
-            continue
-        print(f"== {suite.name}", flush=True)
-        began = time.monotonic()
-        code = subprocess.run(
-            suite.command, cwd=REPOSITORY, env=environment, stdin=subprocess.DEVNULL, check=False
-        ).returncode
-        verdict = "ok" if code == 0 else f"FAILED (exit code {code})"
-        lines.append(f"  {suite.name:12} {time.monotonic() - began:6.1f} s  {verdict}")
-        if code != 0:
-            failed = suite.name
+    report = Report()
+    chosen = suites(selection)
+    alone = [suite for suite in chosen if suite not in SIDE_BY_SIDE]
+    together = [suite for suite in chosen if suite in SIDE_BY_SIDE]
+    for suite in alone:
+        run(suite, environment, report)
+    if report.failed is None and together:
+        run_side_by_side(together, environment, report)
+    else:
+        for suite in together:
+            report.did_not_run(suite)
     total_s = time.monotonic() - started
-    verdict = "passed" if failed is None else f"FAILED in {failed}"
-    print("\n".join(["", f"{selection}: {verdict} in {total_s:.0f} s", *lines]), flush=True)
-    return 0 if failed is None else 1
+    verdict = "passed" if report.failed is None else f"FAILED in {report.failed}"
+    summary = ["", f"{selection}: {verdict} in {total_s:.0f} s", *report.lines]
+    print("\n".join(summary), flush=True)
+    return 0 if report.failed is None else 1
 
 
 if __name__ == "__main__":

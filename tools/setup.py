@@ -22,12 +22,15 @@ import debian_packages  # noqa: E402
 from debian_packages import SetupError  # noqa: E402
 
 from magsd.model.errors import MagsError  # noqa: E402
+from magsd.storage import kernel_package  # noqa: E402
 from magsd.storage.build import cached_path  # noqa: E402
 
 VENV = REPOSITORY / ".venv"
 PYTHON = VENV / "bin/python"
 IMAGES = REPOSITORY / "build/images"
+KERNELS = REPOSITORY / "build/kernel"
 PROGRAMS = REPOSITORY / "src/magsd/guest/programs"
+PROGRAM_NAMES = ("mags-agent", "mags-shim", "mags-tsc")
 ARCHITECTURES = ("x86_64", "aarch64")
 USER = "mags"
 
@@ -138,11 +141,11 @@ def make_environment() -> None:
 
 
 def build_guest_programs() -> None:
-    """Compile the agent and the shim."""
+    """Compile the agent, the shim, and what measures the processor's clock."""
     sources = [path for path in (REPOSITORY / "guest").rglob("*") if path.suffix in {".c", ".h"}]
     key = digest_of([*sources, REPOSITORY / "tools/build_guest.py"])
     folder = PROGRAMS / os.uname().machine
-    with stamped(PROGRAMS / ".stamp", key, folder / "mags-agent", folder / "mags-shim") as is_due:
+    with stamped(PROGRAMS / ".stamp", key, *(folder / name for name in PROGRAM_NAMES)) as is_due:
         if is_due:
             with step("guest programs"):
                 run([str(PYTHON), "tools/build_guest.py"], "Does the C code compile?")
@@ -155,6 +158,15 @@ def build_image() -> None:
         return
     with step("image standard", reports=True):
         command = [str(PYTHON), "tools/build_image.py", "--cache", str(IMAGES)]
+        run(command, "The lines above say why.", show=True)
+
+
+def get_kernel() -> None:
+    """Get the guest's kernel into the cache that `magsd kernel install` takes it from."""
+    if kernel_package.is_settled(KERNELS):
+        return
+    with step("guest kernel", reports=True):
+        command = [str(PYTHON), "tools/get_kernel.py", "--cache", str(KERNELS)]
         run(command, "The lines above say why.", show=True)
 
 
@@ -180,7 +192,9 @@ def main() -> int:
     """Do what is asked for; say in one line per thing what was done or is missing."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--test", action="store_true", help="also what only the tests need")
-    parser.add_argument("--no-image", action="store_true", help="leave image `standard` out")
+    parser.add_argument(
+        "--no-image", action="store_true", help="leave out kernel and image `standard`"
+    )
     arguments = parser.parse_args()
     os.environ["PATH"] += ":/usr/local/sbin:/usr/sbin:/sbin"
     started = time.monotonic()
@@ -190,7 +204,7 @@ def main() -> int:
         add_user,
         make_environment,
         build_guest_programs,
-        *([] if arguments.no_image else [build_image]),
+        *([] if arguments.no_image else [get_kernel, build_image]),
     ]
     try:
         for do in steps:

@@ -5,7 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "services.h"
+#include "machine.h"
 
 static int quiesce(struct session *session)
 {
@@ -27,10 +27,19 @@ static int power_off(struct session *session)
 static int perform(struct session *session, const char *what, struct fields request,
                    struct queue *answer)
 {
-    if (strcmp(what, "identity") == 0)
-        return identity_set(request, answer);
-    if (strcmp(what, "bind") == 0)
-        return identity_bind(request, answer);
+    static const struct {
+        const char *word;
+        int (*run)(struct fields request, struct queue *answer);
+        bool is_of_machines;
+    } operations[] = {
+        {"identity", identity_set, false}, {"bind", identity_bind, false},
+        {"layers", root_mount_layers, true}, {"root", root_enter, true},
+        {"disk", root_mount_disk, true}, {"network", network_set, true},
+    };
+    for (size_t i = 0; i < sizeof operations / sizeof *operations; i++)
+        if (strcmp(what, operations[i].word) == 0 &&
+            (machine_is_ours() || !operations[i].is_of_machines))
+            return operations[i].run(request, answer);
     if (strcmp(what, "stats") == 0)
         return processes_measure(answer);
     if (strcmp(what, "quiesce") == 0)
@@ -50,9 +59,8 @@ static const char *control_open(struct stream *stream, struct fields request)
     struct queue answer = {0};
     int error = perform(stream->session, what, request, &answer);
     if (error)
-        stream_fail(stream, error);
-    else
-        stream_exit(stream, 0, &answer);
+        queue_field(&answer, "error=%s", strerror(error));
+    stream_exit(stream, (uint64_t)error, &answer);
     queue_free(&answer);
     return NULL;
 }

@@ -15,7 +15,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "services.h"
+#include "machine.h"
 
 #define ENTROPY_BYTES_MAX 512
 
@@ -117,10 +117,11 @@ static int add_entropy(const char *hex)
     return error;
 }
 
-/* A kernel that takes clock and randomness from its host refuses ours: no error. */
+/* A kernel that takes clock and randomness from its host refuses ours: no error. A
+ * machine's own does not, and those that begin as copies would share theirs. */
 static int unless_kept(int error, const char *what, struct queue *answer)
 {
-    if (error != EPERM && error != ENOTTY && error != ENOSYS)
+    if (machine_is_ours() || (error != EPERM && error != ENOTTY && error != ENOSYS))
         return error;
     queue_field(answer, "kept=%s", what);
     return 0;

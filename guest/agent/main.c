@@ -11,14 +11,13 @@
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
-#include <sys/reboot.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "../wire/signals.h"
-#include "services.h"
+#include "machine.h"
 
 static struct session session;
 static struct poll_set set;
@@ -35,15 +34,16 @@ static _Noreturn void end(const char *why, int code)
 {
     fprintf(stderr, "mags-agent: %s\n", why);
     exec_kill_all(&session);
-    if (getpid() == 1)
-        reboot(RB_POWER_OFF); /* not where there is no machine to switch off */
+    if (machine_is_ours())
+        machine_end();
     _exit(code);
 }
 
 const struct service *service_find(const char *word)
 {
-    static const struct service *const all[] = {&exec_service, &read_service, &write_service,
-                                                &control_service};
+    static const struct service *const all[] = {&exec_service,    &read_service,
+                                                &write_service,   &control_service,
+                                                &capture_service, &freeze_service};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         if (strcmp(all[i]->word, word) == 0)
             return all[i];
@@ -99,7 +99,7 @@ static void set_signals(sigset_t *while_waiting)
     sigemptyset(while_waiting);
 }
 
-static bool mount_run_directory(void)
+bool run_directory_mount(void)
 {
     bool is_there = mkdir("/run", 0755) == 0 || errno == EEXIST;
     is_there = is_there && (mkdir(RUN_DIRECTORY, 0755) == 0 || errno == EEXIST);
@@ -112,6 +112,19 @@ static void uncover_tmp(void)
 {
     if (getpid() == 1)
         umount2("/tmp", MNT_DETACH);
+}
+
+/* Begin in a guest that was made for us. NULL, or what went wrong. */
+static const char *settle(int *in, int *out)
+{
+    if (!open_link(in, out))
+        return "no link";
+    if (!run_directory_mount())
+        return strerror(errno);
+    uncover_tmp();
+    if (getpid() != 1)
+        prctl(PR_SET_CHILD_SUBREAPER, 1);
+    return NULL;
 }
 
 static void reap(void)
@@ -158,20 +171,19 @@ static void step(const sigset_t *while_waiting)
         end("powered off", 0);
 }
 
-int main(void)
+int main(int count, char **arguments)
 {
-    int in, out;
+    int in = -1, out = -1;
     sigset_t while_waiting;
-    if (!open_link(&in, &out))
-        end("no link", 1);
+    machine_recognise(count ? arguments[0] : "");
     set_signals(&while_waiting);
     umask(022);
-    if (chdir("/") < 0 || !mount_run_directory())
-        end(strerror(errno), 1);
-    uncover_tmp();
-    if (getpid() != 1)
-        prctl(PR_SET_CHILD_SUBREAPER, 1);
-    session_start(&session, in, out);
+    const char *why = chdir("/") < 0 ? strerror(errno) : NULL;
+    if (!why)
+        why = machine_is_ours() ? machine_boot(&in) : settle(&in, &out);
+    if (why)
+        end(why, 1);
+    session_start(&session, in, machine_is_ours() ? in : out);
     for (;;)
         step(&while_waiting);
 }

@@ -9,7 +9,8 @@
 
 #define RUN_DIRECTORY "/run/mags"
 
-extern const struct service exec_service, read_service, write_service, control_service;
+extern const struct service exec_service, read_service, write_service, control_service,
+    capture_service, freeze_service;
 
 /* Monotonic time. */
 int64_t now_ns(void);
@@ -26,6 +27,13 @@ void exec_kill_all(struct session *session);
 /* Start argv[0] in a session of its own with `ends` as descriptors 0, 1 and 2.
  * Returns 0 or an errno. (program.c) */
 int program_start(struct fields request, const int ends[3], pid_t *pid);
+
+/* Mount the tmpfs RUN_DIRECTORY. */
+bool run_directory_mount(void);
+
+/* Enter, in a process that is about to become a program, the group of those that
+ * are limited in number, if there is one. (crowd.c) */
+bool crowd_enter(void);
 
 /* Operations of `control`: 0 or an errno, and fields for the answer. */
 int identity_set(struct fields request, struct queue *answer);

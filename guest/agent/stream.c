@@ -113,8 +113,13 @@ void session_watch(struct session *session, struct poll_set *set)
     set->count = 0;
     set->wake_ns = -1;
     size_t backlog = queue_length(&session->to_send);
-    poll_add(set, session->in, backlog < ANSWER_BACKLOG_BYTES ? POLLIN : 0);
-    poll_add(set, session->out, backlog ? POLLOUT : 0);
+    short in = backlog < ANSWER_BACKLOG_BYTES ? POLLIN : 0, out = backlog ? POLLOUT : 0;
+    /* A virtio port once only: asking it takes what has come, so what an entry that does not
+     * wait for it finds behind the one that does would wake nobody. */
+    bool is_one = session->in == session->out;
+    poll_add(set, session->in, is_one ? in | out : in);
+    if (!is_one)
+        poll_add(set, session->out, out);
     if (session->is_quiet || session->is_ending)
         return;
     for (size_t i = 0; i < WIRE_STREAMS_MAX; i++) {

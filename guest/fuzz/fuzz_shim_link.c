@@ -62,12 +62,14 @@ static bool start_engine(char *error, size_t size)
 static bool has_freezer(void) { return succeeds(); }
 static bool freezer_write(bool is_frozen) { return succeeds() || is_frozen; }
 static bool freezer_is_done(void) { return succeeds(); }
+static void raise_weight(void) {}
 static bool set_fence(uint64_t after_ms) { return after_ms != 77; }
 static bool is_out_of_memory(void) { return !succeeds(); }
 
 static const struct host host = {
     wall_ns,     journal_append, journal_end,   save_durable, start_engine,
-    has_freezer, freezer_write,  freezer_is_done, set_fence, is_out_of_memory,
+    has_freezer, freezer_write,  freezer_is_done, raise_weight,
+    set_fence,   is_out_of_memory,
 };
 
 /* --- what leaves the core --- */
@@ -125,14 +127,19 @@ static void check_counts(void)
     REQUIRE(open + core.running_count <= WIRE_STREAMS_MAX);
     REQUIRE(!core.freeze.is_on || core.freeze.owner->is_open);
     REQUIRE(!core.start.connection || core.start.connection->is_open);
+    REQUIRE(!core.holder || core.holder->is_open);
 }
 
 /* --- what enters it --- */
 
 static void disconnect(size_t which)
 {
-    if (peers[which])
-        core_disconnect(&core, peers[which]);
+    if (!peers[which])
+        return;
+    bool is_holder = core.holder == peers[which];
+    core_disconnect(&core, peers[which]);
+    REQUIRE(!is_holder || core.end);
+    REQUIRE(!core.freeze.is_on || core.freeze.owner != peers[which]);
     peers[which] = NULL;
 }
 
@@ -168,6 +175,10 @@ static const struct {
     FIELDS("freeze\0deadline_ms=50"),
     FIELDS("freeze\0deadline_ms=18446744073709551615"),
     FIELDS("thaw"),
+    FIELDS("hold"),
+    FIELDS("hold"),
+    FIELDS("claim"),
+    FIELDS("freeze\0deadline_ms=0"),
     FIELDS("fence\0deadline_ms=77"),
     FIELDS("kill\0reason=fenced"),
 };
@@ -284,7 +295,7 @@ static void step(struct script *script)
         return;
     case 2:
         core.now_ms += script_number(script, 2);
-        core_tick(&core);
+        REQUIRE(core_tick(&core) > core.now_ms || core.end);
         return;
     case 3:
         core_publish(&core);
@@ -323,7 +334,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t count)
     peers[0] = core_connect(&core, true);
     for (size_t i = 1; i < PEERS; i++)
         peers[i] = i == 1 ? core_connect(&core, false) : NULL;
-    if (script_byte(&script) % 8) { /* else the start is up to the script */
+    uint8_t mood = script_byte(&script);
+    if (mood & 0x80)
+        durable_limit(&core, 1 + 1000u * (mood & 0x70), LOG_BURST_MIN);
+    if (mood % 8) { /* else the start is up to the script */
         send_request(peers[0], 2);
         join();
         send_request(peers[1], 0);

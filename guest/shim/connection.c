@@ -28,6 +28,8 @@ void core_disconnect(struct core *core, struct connection *connection)
         each->id = 0;
     }
     freeze_owner_gone(core, connection);
+    if (core->holder == connection)
+        core_end(core, END_KILLED, "nobody claimed it");
     if (core->start.connection == connection)
         core->start.connection = NULL;
     if (connection->is_first && core->join != JOINED)

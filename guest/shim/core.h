@@ -4,9 +4,10 @@
  * clock are reached through `struct host`.
  *
  * To drive it (loop.c does, and so can a fuzzer that links core.c, agent.c,
- * connection.c, durable.c, verbs.c, freeze.c and ../wire/wire.c):
+ * connection.c, durable.c, verbs.c, freeze.c, bucket.c and ../wire/wire.c):
  *
  *   core_init(&core, &host, vm, epoch, nonce);
+ *   durable_limit(&core, rate, burst);       or nothing: no limit
  *   first = core_connect(&core, true);       the control connection
  *   core.now_ms = ...;                       before every call below
  *   core_feed_connection(&core, first, bytes, count);   e.g. REQUEST `start`
@@ -23,6 +24,7 @@
 #define MAGS_SHIM_CORE_H
 
 #include "../wire/wire.h"
+#include "bucket.h"
 
 #include <stdarg.h>
 
@@ -31,6 +33,7 @@
 #define AGENT_QUEUE_MAX (4u << 20)      /* above it nothing more goes to the agent */
 #define CONNECTION_QUEUE_MAX (8u << 20) /* above it this connection is not read */
 #define CONNECTIONS_QUEUE_MAX (64u << 20) /* of all together; the longest one goes */
+#define LOG_BURST_MIN (64u << 10)
 #define NEVER UINT64_MAX
 
 /* The numbers are those of the state file. */
@@ -88,6 +91,8 @@ struct durable {
     uint64_t opened_ns, ended_ns; /* wall clock */
     uint64_t next_ms;             /* monotonic: when patience wears thinner */
     struct channel channels[3];   /* index: enum wire_channel; none for WIRE_IN */
+    bool is_held[3];              /* its credit is withheld, for the log's rate */
+    bool is_excused[3];           /* of that, once: it was sent a signal */
 };
 
 struct connection {
@@ -129,6 +134,7 @@ struct host {
     bool (*has_freezer)(void);
     bool (*freezer_write)(bool is_frozen);
     bool (*freezer_is_done)(void); /* all tasks have stopped */
+    void (*raise_weight)(void); /* the VM is somebody's now; done as far as it can be */
     bool (*set_fence)(uint64_t after_ms); /* 0: never */
     bool (*is_out_of_memory)(void); /* the kernel has killed a process of the VM for it */
 };
@@ -151,7 +157,9 @@ struct core {
     struct durable *running[WIRE_STREAMS_MAX];
     unsigned running_count;
     uint64_t system_offset;
+    struct bucket log; /* for what all durable streams print */
     struct freeze freeze;
+    struct connection *holder; /* its end is the VM's, until it claims it; NULL: none */
 
     enum end_reason end;
     char end_detail[2048];
@@ -214,6 +222,10 @@ void connection_refuse(struct connection *connection, uint32_t stream, const cha
 void connection_tell_journal(struct core *core, struct connection *connection);
 
 /* --- durable.c --- */
+
+/* Bound what durable streams print together: `rate` bytes a second, and `burst` more, at
+ * least LOG_BURST_MIN; both at most BUCKET_MAX. Nothing may have been opened yet. */
+void durable_limit(struct core *core, uint64_t rate, uint64_t burst);
 void durable_open(struct core *core, struct connection *connection,
                   const struct wire_header *header, const uint8_t *payload);
 void durable_signal(struct core *core, const struct wire_header *header);

@@ -10,6 +10,8 @@
 
 #define PATIENCE_MS 5000u               /* from SIGTERM to SIGKILL, and on to the VM's end */
 #define DEADLINE_MAX_MS (1ull << 45)    /* a thousand years */
+#define WINDOW WIRE_DURABLE_WINDOW_BYTES
+#define GRANTS_A_SECOND 16u             /* of one channel, when the log's rate is the limit */
 
 static void exit_fields(struct queue *fields, const struct durable *durable)
 {
@@ -130,11 +132,63 @@ void durable_open(struct core *core, struct connection *connection,
     tell_state(connection, durable);
 }
 
+void durable_limit(struct core *core, uint64_t rate, uint64_t burst)
+{
+    bucket_init(&core->log, rate, burst, core->now_ms);
+}
+
+/* Less than this is not granted: credit must not come in crumbs. */
+static uint64_t least_grant(const struct core *core)
+{
+    uint64_t least = core->log.rate / GRANTS_A_SECOND;
+    if (least < LOG_BURST_MIN)
+        least = LOG_BURST_MIN;
+    if (least > WINDOW / 2)
+        least = WINDOW / 2;
+    return least < core->log.burst ? least : core->log.burst;
+}
+
+/* Let a channel send `bytes` more, a window at most. */
+static void grant(struct core *core, struct durable *durable, uint8_t which, uint64_t bytes)
+{
+    struct channel *channel = &durable->channels[which];
+    uint64_t room = WINDOW - (channel->credit - channel->offset);
+    channel->credit += bytes < room ? bytes : room;
+    durable->is_held[which] = false;
+    core_send_agent(core, WIRE_CREDIT, durable->id, which, channel->credit);
+}
+
+/* Grant what the log's rate allows, or hold the channel until it does. */
+static void grant_or_hold(struct core *core, struct durable *durable, uint8_t which)
+{
+    int64_t allowed = core->log.rate ? bucket_bytes(&core->log) : WINDOW;
+    if (!core->log.rate || allowed >= (int64_t)least_grant(core)) {
+        grant(core, durable, which, (uint64_t)allowed);
+    } else if (durable->is_excused[which]) {
+        durable->is_excused[which] = false;
+        grant(core, durable, which, WINDOW);
+    } else {
+        durable->is_held[which] = true;
+    }
+}
+
+/* What its pipes hold, or will when it gets there, must not keep the EXIT of a process
+ * that is to end. */
+static void send_signal(struct core *core, struct durable *durable, uint64_t number)
+{
+    core_send_agent(core, WIRE_SIGNAL, durable->id, 0, number);
+    for (uint8_t which = WIRE_OUT; which <= WIRE_ERR; which++) {
+        durable->is_excused[which] = true;
+        if (durable->is_held[which])
+            grant_or_hold(core, durable, which);
+    }
+}
+
 void durable_signal(struct core *core, const struct wire_header *header)
 {
-    const struct durable *durable = core->durables[header->stream];
+    struct durable *durable = core->durables[header->stream];
     if (durable && durable->state == DURABLE_RUNNING)
-        core_send_agent(core, WIRE_SIGNAL, durable->id, 0, header->value);
+        send_signal(core, durable, header->value);
 }
 
 static void offence(struct core *core, const struct durable *durable, const char *what)
@@ -165,10 +219,12 @@ static void take_data(struct core *core, struct durable *durable,
         return;
     }
     channel->offset += header->length;
-    if (channel->credit - channel->offset < WIRE_DURABLE_WINDOW_BYTES / 2) {
-        channel->credit = channel->offset + WIRE_DURABLE_WINDOW_BYTES;
-        core_send_agent(core, WIRE_CREDIT, durable->id, header->channel, channel->credit);
+    if (core->log.rate) {
+        bucket_fill(&core->log, core->now_ms);
+        bucket_take(&core->log, header->length);
     }
+    if (channel->credit - channel->offset < WINDOW / 2)
+        grant_or_hold(core, durable, header->channel);
 }
 
 static void take_eof(struct core *core, struct durable *durable, const struct wire_header *header)
@@ -177,6 +233,7 @@ static void take_eof(struct core *core, struct durable *durable, const struct wi
     if (channel->has_ended || header->value != channel->offset)
         offence(core, durable, "a wrong end of a channel");
     channel->has_ended = true;
+    durable->is_held[header->channel] = false;
 }
 
 static void take_reset(struct core *core, struct durable *durable,
@@ -225,10 +282,10 @@ static void lose_patience(struct core *core, struct durable *durable)
     switch (durable->patience++) {
     case PATIENCE_WHOLE:
         durable->has_timed_out = true;
-        core_send_agent(core, WIRE_SIGNAL, durable->id, 0, SIGTERM);
+        send_signal(core, durable, SIGTERM);
         break;
     case PATIENCE_TERMINATED:
-        core_send_agent(core, WIRE_SIGNAL, durable->id, 0, SIGKILL);
+        send_signal(core, durable, SIGKILL);
         break;
     case PATIENCE_KILLED:
         finish(core, durable, SIGKILL);
@@ -239,12 +296,30 @@ static void lose_patience(struct core *core, struct durable *durable)
     durable->next_ms = core->now_ms + PATIENCE_MS;
 }
 
+/* Grant what was held back, all alike; returns when some that is still held may be. */
+static uint64_t release_held(struct core *core)
+{
+    bool is_any_held = false;
+    if (!core->log.rate)
+        return NEVER;
+    bucket_fill(&core->log, core->now_ms);
+    for (unsigned i = 0; i < core->running_count; i++) {
+        struct durable *durable = core->running[i];
+        for (uint8_t which = WIRE_OUT; which <= WIRE_ERR; which++) {
+            if (durable->is_held[which])
+                grant_or_hold(core, durable, which);
+            is_any_held |= durable->is_held[which];
+        }
+    }
+    return is_any_held ? core->now_ms + bucket_wait_ms(&core->log, least_grant(core)) : NEVER;
+}
+
 uint64_t durable_tick(struct core *core)
 {
     for (unsigned i = 0; i < core->running_count && !core->end; i++)
         if (core->running[i]->next_ms <= core->now_ms)
             lose_patience(core, core->running[i]);
-    uint64_t next = NEVER;
+    uint64_t next = release_held(core);
     for (unsigned i = 0; i < core->running_count; i++)
         if (core->running[i]->next_ms < next)
             next = core->running[i]->next_ms;

@@ -1,33 +1,15 @@
 /* The end of a VM: why, written where the daemon finds it, and out. */
 #define _GNU_SOURCE
+#include "counter.h"
 #include "shim.h"
 #include "state.h"
 
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #define PIPE_READS 32
-
-/* The number behind `name ` at the head of a line of a cgroup's file; 0 without one. */
-static unsigned long counter(int fd, const char *name)
-{
-    char text[4096];
-    ssize_t count = fd < 0 ? -1 : pread(fd, text, sizeof text - 1, 0);
-    if (count <= 0)
-        return 0;
-    text[count] = 0;
-    size_t length = strlen(name);
-    for (const char *line = text; line; line = strchr(line, '\n')) {
-        line += *line == '\n';
-        if (strncmp(line, name, length) == 0 && line[length] == ' ')
-            return strtoul(line + length + 1, NULL, 10);
-    }
-    return 0;
-}
 
 static bool has_engine_failed(const struct shim *shim)
 {
@@ -41,7 +23,7 @@ static bool has_engine_failed(const struct shim *shim)
 
 bool end_is_out_of_memory(const struct shim *shim)
 {
-    return counter(shim->plan.out_of_memory, "oom_kill") > 0;
+    return counter_read(shim->plan.out_of_memory, "oom_kill") > 0;
 }
 
 void end_by_engine(struct shim *shim)
@@ -53,7 +35,7 @@ void end_by_engine(struct shim *shim)
     engine_describe(&shim->engine, text, sizeof text);
     if (end_is_out_of_memory(shim))
         core_end(&shim->core, END_OUT_OF_MEMORY, "%s", text);
-    else if (counter(shim->plan.processes, "max"))
+    else if (counter_read(shim->plan.processes, "max"))
         core_end(&shim->core, END_TOO_MANY_PROCESSES, "%s", text);
     else
         core_end(&shim->core, has_engine_failed(shim) ? END_ENGINE_DIED : END_AGENT_DIED, "%s",

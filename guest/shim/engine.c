@@ -5,11 +5,14 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <grp.h>
+#include <linux/capability.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -48,8 +51,58 @@ static void give_up(int reports, const char *step)
     _exit(write(reports, &report, sizeof report) == sizeof report ? 127 : 126);
 }
 
-/* In the child: become the engine. Its life hangs on the shim's, whoever its parent is. */
-static void become(const struct plan *plan, char **arguments, int link, int errors, int reports)
+static bool set_limit(int resource, uint64_t value)
+{
+    struct rlimit limit = {value, value};
+    return setrlimit(resource, &limit) == 0;
+}
+
+static bool set_limits(const struct plan *plan)
+{
+    /* An ignored signal stays so over exec: a write beyond the limit fails with EFBIG. */
+    if (plan->file_size &&
+        (signal(SIGXFSZ, SIG_IGN) == SIG_ERR || !set_limit(RLIMIT_FSIZE, plan->file_size)))
+        return false;
+    return !plan->engine_uid || set_limit(RLIMIT_CORE, 0);
+}
+
+/* All go at exec but the engine's own channels and the passed ones. */
+static bool keep_passed(const struct plan *plan)
+{
+    if (syscall(SYS_close_range, 3u, ~0u, CLOSE_RANGE_CLOEXEC) < 0)
+        return false;
+    for (size_t i = 0; i < plan->passed_count; i++)
+        if (fcntl(plan->passed[i], F_SETFD, 0) < 0)
+            return false;
+    return true;
+}
+
+static bool become_user(uid_t uid, gid_t gid)
+{
+    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct none[2] = {{0}};
+    for (int capability = 0; prctl(PR_CAPBSET_READ, capability, 0, 0, 0) >= 0; capability++)
+        if (prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) < 0)
+            return false;
+    /* The change of uid clears all capabilities but the inheritable ones. */
+    return setgroups(0, NULL) == 0 && setresgid(gid, gid, gid) == 0 &&
+           setresuid(uid, uid, uid) == 0 && syscall(SYS_capset, &header, none) == 0 &&
+           prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0;
+}
+
+/* The kernel forgets the death signal when the uid changes, so this comes after it;
+ * and of a parent that has died before it says nothing. */
+static bool hang_on(pid_t parent)
+{
+    if (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0)
+        return false;
+    errno = ESRCH;
+    return getppid() == parent;
+}
+
+/* In the child: become the engine. Its life hangs on the shim's. */
+static void become(const struct plan *plan, char **arguments, int link, int errors, int reports,
+                   pid_t parent)
 {
     sigset_t none;
     sigemptyset(&none);
@@ -58,12 +111,20 @@ static void become(const struct plan *plan, char **arguments, int link, int erro
     for (size_t i = 0; i < plan->cgroup_count; i++)
         if (write(plan->cgroups[i], "0\n", 2) != 2)
             give_up(reports, "joining a cgroup");
-    if (setsid() < 0 || prctl(PR_SET_PDEATHSIG, SIGKILL) < 0)
+    if (setsid() < 0)
         give_up(reports, "setting up its process");
     if (dup2(link, 0) < 0 || dup2(link, 1) < 0 || dup2(errors, 2) < 0)
         give_up(reports, "setting its descriptors");
-    if (syscall(SYS_close_range, 3u, ~0u, CLOSE_RANGE_CLOEXEC) < 0)
+    if (!set_limits(plan))
+        give_up(reports, "setting its limits");
+    if (!keep_passed(plan))
         give_up(reports, "closing descriptors");
+    if (plan->engine_root && (chroot(plan->engine_root) < 0 || chdir("/") < 0))
+        give_up(reports, "entering its root");
+    if (plan->engine_uid && !become_user(plan->engine_uid, plan->engine_gid))
+        give_up(reports, "becoming its user");
+    if (!hang_on(parent))
+        give_up(reports, "hanging on the shim");
     execve(arguments[0], arguments, plan->environment);
     give_up(reports, arguments[0]);
 }
@@ -81,7 +142,7 @@ static bool open_channels(int link[2], int errors[2], int reports[2], struct fai
     return true;
 }
 
-bool engine_start(struct engine *engine, const struct plan *plan, pid_t host_pid,
+static bool spawn(struct engine *engine, const struct plan *plan, pid_t host_pid,
                   struct failure *failure)
 {
     int link[2], errors[2], reports[2];
@@ -90,11 +151,12 @@ bool engine_start(struct engine *engine, const struct plan *plan, pid_t host_pid
         return fail(failure, "no memory for the engine's arguments");
     if (!open_channels(link, errors, reports, failure))
         return false;
+    pid_t parent = getpid();
     engine->pid = fork();
     if (engine->pid < 0)
         return fail(failure, "cannot fork: %m");
     if (engine->pid == 0)
-        become(plan, arguments, link[1], errors[1], reports[1]);
+        become(plan, arguments, link[1], errors[1], reports[1], parent);
     close(link[1]);
     close(errors[1]);
     close(reports[1]);
@@ -110,6 +172,15 @@ bool engine_start(struct engine *engine, const struct plan *plan, pid_t host_pid
         return true;
     errno = report.error;
     return fail(failure, "the engine could not be started: %.60s: %m", report.step);
+}
+
+bool engine_start(struct engine *engine, const struct plan *plan, pid_t host_pid,
+                  struct failure *failure)
+{
+    bool is_started = spawn(engine, plan, host_pid, failure);
+    for (size_t i = 0; i < plan->passed_count; i++)
+        close(plan->passed[i]);
+    return is_started;
 }
 
 bool engine_read_errors(struct engine *engine)

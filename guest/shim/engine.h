@@ -1,5 +1,6 @@
-/* The engine's process (runsc, QEMU): its start in the VM's cgroups, the link to
- * the agent that is its stdin and stdout, its stderr, its end.
+/* The engine's process (runsc, QEMU): its start in the VM's cgroups, with the rights
+ * that the plan leaves it, the link to the agent that is its stdin and stdout, its
+ * stderr, its end.
  */
 #ifndef MAGS_SHIM_ENGINE_H
 #define MAGS_SHIM_ENGINE_H
@@ -19,7 +20,7 @@ struct engine {
 };
 
 /* Start it; returns when it has been exec'ed, or has failed to. `@PID@` in an
- * argument becomes `host_pid`. */
+ * argument becomes `host_pid`. The passed descriptors are closed here, in any case. */
 bool engine_start(struct engine *engine, const struct plan *plan, pid_t host_pid,
                   struct failure *failure);
 

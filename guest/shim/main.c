@@ -154,6 +154,8 @@ int main(int argc, char **argv)
     for (int i = 0; i < CONNECTIONS_MAX; i++)
         shim.sockets[i] = -1;
     core_init(&shim.core, world_open(&shim), shim.plan.vm, shim.plan.epoch, shim.nonce);
+    if (shim.plan.log_rate)
+        durable_limit(&shim.core, shim.plan.log_rate, shim.plan.log_burst);
     loop_connect(&shim, shim.plan.control, true);
     say_ready(&shim.core.connections[0]);
     loop_run(&shim);

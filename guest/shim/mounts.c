@@ -48,6 +48,12 @@ static bool mount_tmpfs(const char *value)
     return mount("tmpfs", value, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0700") == 0;
 }
 
+/* It shows the processes of the shim's own pid namespace. */
+static bool mount_proc(const char *value)
+{
+    return mount("proc", value, "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) == 0;
+}
+
 static bool hide(const char *value)
 {
     return mount("tmpfs", value, "tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC,
@@ -61,6 +67,21 @@ static bool make_directory(const char *value)
         return chmod(value, 0755) == 0;
     struct stat status;
     return errno == EEXIST && stat(value, &status) == 0 && S_ISDIR(status.st_mode);
+}
+
+/* `<target>:<path>` */
+static bool make_symlink(const char *value)
+{
+    const char *separator = strchr(value, ':');
+    errno = EINVAL;
+    if (!separator || separator == value || !separator[1])
+        return false;
+    char *target = strndup(value, (size_t)(separator - value));
+    bool is_made = target && symlink(target, separator + 1) == 0;
+    int error = errno;
+    free(target);
+    errno = error;
+    return is_made;
 }
 
 /* `<fd>:<mode>:<path>` */
@@ -193,9 +214,10 @@ bool mounts_run(const struct plan *plan, struct failure *failure)
         const char *name;
         bool (*run)(const char *value);
     } steps[] = {
-        {"hold", hold},           {"netns", join_network},  {"tmpfs", mount_tmpfs},
-        {"hide", hide},           {"mkdir", make_directory}, {"copy", copy},
-        {"layer", attach_layer},  {"disk", attach_disk},    {"overlay", mount_overlay},
+        {"hold", hold},          {"netns", join_network},     {"tmpfs", mount_tmpfs},
+        {"proc", mount_proc},    {"hide", hide},              {"mkdir", make_directory},
+        {"copy", copy},          {"symlink", make_symlink},   {"layer", attach_layer},
+        {"disk", attach_disk},   {"overlay", mount_overlay},
     };
     for (size_t i = 0; i < plan->step_count; i++) {
         const struct plan_step *step = &plan->steps[i];

@@ -1,9 +1,11 @@
 #define _GNU_SOURCE
 #include "plan.h"
 
+#include "bucket.h"
 #include "core.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -14,6 +16,7 @@
 
 #define PLAN_BYTES_MAX (4u << 20)
 #define NOBODY 65534
+#define PASSED_MIN 3 /* below are the engine's own channels */
 
 bool fail(struct failure *failure, const char *format, ...)
 {
@@ -50,13 +53,90 @@ static bool parse_freezer(struct plan *plan, const char *value)
     return plan->frozen != NULL;
 }
 
+static bool parse_weight(struct plan *plan, const char *value)
+{
+    return plan_number(value, ':', &plan->weight, &plan->claimed_weight);
+}
+
+static bool is_size(uint64_t bytes, uint64_t least)
+{
+    return least <= bytes && bytes <= BUCKET_MAX;
+}
+
+static bool parse_log_rate(struct plan *plan, const char *value)
+{
+    char *end;
+    plan->log_rate = strtoull(value, &end, 10);
+    if (*value < '0' || *value > '9' || *end != ':' || end[1] < '0' || end[1] > '9')
+        return false;
+    plan->log_burst = strtoull(end + 1, &end, 10);
+    return !*end && is_size(plan->log_rate, 1) && is_size(plan->log_burst, LOG_BURST_MIN);
+}
+
+static bool parse_passed(struct plan *plan, const char *value)
+{
+    int fd;
+    if (plan->passed_count == PLAN_PASSED_MAX || !plan_number(value, 0, &fd, NULL))
+        return false;
+    if (fd < PASSED_MIN || fcntl(fd, F_GETFD) < 0)
+        return false;
+    plan->passed[plan->passed_count++] = fd;
+    return true;
+}
+
+static bool parse_root(struct plan *plan, const char *value)
+{
+    plan->engine_root = value;
+    return *value;
+}
+
+/* Root is what this field is there to leave: it has no other way of being asked for. */
+static bool parse_user(struct plan *plan, const char *value)
+{
+    int uid, gid;
+    const char *rest;
+    if (!plan_number(value, ':', &uid, &rest) || !plan_number(rest, 0, &gid, NULL))
+        return false;
+    plan->engine_uid = (uid_t)uid;
+    plan->engine_gid = (gid_t)gid;
+    return uid && gid;
+}
+
+static bool parse_file_size(struct plan *plan, const char *value)
+{
+    char *end;
+    plan->file_size = strtoull(value, &end, 10);
+    return *value >= '0' && *value <= '9' && !*end && plan->file_size &&
+           plan->file_size <= INT64_MAX;
+}
+
 static bool is_step(const char *name)
 {
-    static const char *const names[] = {"hold", "netns", "tmpfs", "hide",   "mkdir",
-                                        "copy", "layer", "disk",  "overlay"};
+    static const char *const names[] = {"hold", "netns",   "tmpfs", "proc", "hide",   "mkdir",
+                                        "copy", "symlink", "layer", "disk", "overlay"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (strcmp(name, names[i]) == 0)
             return true;
+    return false;
+}
+
+/* Parse a field whose value is more than a number. */
+static bool parse_composed_field(struct plan *plan, const char *name, const char *value,
+                                 bool *is_known)
+{
+    static const struct {
+        const char *name;
+        bool (*parse)(struct plan *plan, const char *value);
+    } fields[] = {
+        {"freezer", parse_freezer},     {"weight", parse_weight}, {"log_rate", parse_log_rate},
+        {"pass", parse_passed},         {"root", parse_root},     {"user", parse_user},
+        {"file_size", parse_file_size},
+    };
+    *is_known = true;
+    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
+        if (strcmp(name, fields[i].name) == 0)
+            return fields[i].parse(plan, value);
+    *is_known = false;
     return false;
 }
 
@@ -69,6 +149,8 @@ static bool parse_number_field(struct plan *plan, const char *name, const char *
         number = -1;
     if (strcmp(name, "control") == 0)
         plan->control = number;
+    else if (strcmp(name, "freezer_events") == 0)
+        plan->freezer_events = number;
     else if (strcmp(name, "oom") == 0)
         plan->out_of_memory = number;
     else if (strcmp(name, "pids") == 0)
@@ -91,7 +173,7 @@ static bool parse_field(struct plan *plan, char *field, struct failure *failure)
     if (!value)
         return fail(failure, "the plan has a field without a value: %.100s", field);
     *value++ = 0;
-    bool is_known;
+    bool is_known = true;
     bool is_right = true;
     if (strcmp(field, "vm") == 0)
         plan->vm = value;
@@ -101,12 +183,12 @@ static bool parse_field(struct plan *plan, char *field, struct failure *failure)
         plan->arguments[plan->argument_count++] = value;
     else if (strcmp(field, "env") == 0)
         plan->environment[plan->environment_count++] = value;
-    else if (strcmp(field, "freezer") == 0)
-        is_right = parse_freezer(plan, value);
     else if (is_step(field))
         plan->steps[plan->step_count++] = (struct plan_step){field, value};
     else {
-        is_right = parse_number_field(plan, field, value, &is_known);
+        is_right = parse_composed_field(plan, field, value, &is_known);
+        if (!is_known)
+            is_right = parse_number_field(plan, field, value, &is_known);
         if (!is_known)
             return fail(failure, "the plan has an unknown field: %.100s", field);
     }
@@ -132,8 +214,13 @@ static char *read_whole(int fd, size_t *length, struct failure *failure)
 /* The plan's memory is kept for as long as the shim lives. */
 bool plan_read(int fd, struct plan *plan, struct failure *failure)
 {
-    *plan = (struct plan){
-        .control = -1, .freezer = -1, .out_of_memory = -1, .processes = -1, .uid = NOBODY};
+    *plan = (struct plan){.control = -1,
+                          .freezer = -1,
+                          .freezer_events = -1,
+                          .weight = -1,
+                          .out_of_memory = -1,
+                          .processes = -1,
+                          .uid = NOBODY};
     size_t length;
     char *bytes = read_whole(fd, &length, failure);
     if (!bytes)

@@ -11,6 +11,7 @@
 
 #define PLAN_CGROUPS_MAX 16
 #define PLAN_CODES_MAX 32
+#define PLAN_PASSED_MAX 64
 
 /* A step of the set-up, in the order in which the plan has them. */
 struct plan_step {
@@ -23,6 +24,10 @@ struct plan {
     int control;
     int freezer;              /* -1: none */
     const char *frozen, *thawed;
+    int freezer_events;       /* -1: none */
+    int weight;               /* -1: none */
+    const char *claimed_weight;
+    uint64_t log_rate, log_burst; /* bytes a second, bytes; 0: no limit */
     int out_of_memory, processes; /* -1: none */
     uid_t uid;
     char **arguments, **environment; /* NULL ended */
@@ -33,6 +38,12 @@ struct plan {
     size_t cgroup_count;
     int engine_failed[PLAN_CODES_MAX];
     size_t engine_failed_count;
+    int passed[PLAN_PASSED_MAX]; /* the engine's, under their numbers */
+    size_t passed_count;
+    const char *engine_root; /* NULL: the host's */
+    uid_t engine_uid;        /* 0: it stays root */
+    gid_t engine_gid;
+    uint64_t file_size;      /* bytes; 0: no limit */
 };
 
 /* Read the plan from `fd`. On failure `control` may be known already, or -1. */

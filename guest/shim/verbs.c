@@ -152,6 +152,34 @@ static void verb_thaw(struct core *core, const struct request *request)
                     strerror(errno));
 }
 
+static void verb_hold(struct core *core, const struct request *request)
+{
+    /* The control connection holds for whoever will. */
+    if (core->holder && core->holder != request->connection && !core->holder->is_first) {
+        reply_error(request->connection, request->id, "another connection holds this VM");
+        return;
+    }
+    core->holder = request->connection;
+    reply_ok(request->connection, request->id);
+}
+
+/* One that cannot be thawed stays held: it is of no use, and ends with its holder. */
+static void verb_claim(struct core *core, const struct request *request)
+{
+    if (core->holder != request->connection) {
+        reply_error(request->connection, request->id, "this connection does not hold the VM");
+        return;
+    }
+    if (!freeze_undo(core)) {
+        reply_error(request->connection, request->id, "the freezer cannot be written: %s",
+                    strerror(errno));
+        return;
+    }
+    core->holder = NULL;
+    core->host->raise_weight();
+    reply_ok(request->connection, request->id);
+}
+
 static void verb_fence(struct core *core, const struct request *request)
 {
     uint64_t after_ms;
@@ -190,9 +218,10 @@ void verb_request(struct core *core, struct connection *connection, uint64_t id,
         const char *name;
         void (*run)(struct core *core, const struct request *request);
     } verbs[] = {
-        {"hello", verb_hello},   {"start", verb_start}, {"scope", verb_scope},
-        {"note", verb_note},     {"freeze", verb_freeze}, {"thaw", verb_thaw},
-        {"fence", verb_fence},   {"kill", verb_kill},
+        {"hello", verb_hello}, {"start", verb_start},   {"scope", verb_scope},
+        {"note", verb_note},   {"freeze", verb_freeze}, {"thaw", verb_thaw},
+        {"hold", verb_hold},   {"claim", verb_claim},   {"fence", verb_fence},
+        {"kill", verb_kill},
     };
     struct request request = {connection, id, payload, length};
     size_t cursor = 0;

@@ -1,6 +1,7 @@
 /* The core's host: files, freezer, fence, engine and clocks as they really are. */
 #define _GNU_SOURCE
 #include "confine.h"
+#include "counter.h"
 #include "journal.h"
 #include "shim.h"
 #include "state.h"
@@ -42,12 +43,23 @@ static bool freezer_write(bool is_frozen)
     return pwrite(world->plan.freezer, word, (size_t)length, 0) == length;
 }
 
-/* v1 says FREEZING until the last task has stopped; what cannot be read is taken to be done. */
+/* v2 tells in another file. v1 says FREEZING until the last task has stopped; what
+ * cannot be read there is taken to be done. */
 static bool freezer_is_done(void)
 {
+    if (world->plan.freezer_events >= 0)
+        return counter_read(world->plan.freezer_events, "frozen") == 1;
     char state[32];
     ssize_t count = pread(world->plan.freezer, state, sizeof state, 0);
     return count < 8 || memcmp(state, "FREEZING", 8) != 0;
+}
+
+/* One that cannot be raised makes the VM slower, and is no reason to be without it. */
+static void raise_weight(void)
+{
+    const char *words = world->plan.claimed_weight;
+    if (world->plan.weight >= 0 && pwrite(world->plan.weight, words, strlen(words), 0) >= 0)
+        world->plan.weight = -1;
 }
 
 static bool set_fence(uint64_t after_ms)
@@ -70,6 +82,7 @@ const struct host *world_open(struct shim *shim)
         .has_freezer = has_freezer,
         .freezer_write = freezer_write,
         .freezer_is_done = freezer_is_done,
+        .raise_weight = raise_weight,
         .set_fence = set_fence,
         .is_out_of_memory = is_out_of_memory,
     };

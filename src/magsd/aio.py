@@ -7,6 +7,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Hashable
+from contextvars import Context
 from datetime import UTC, datetime
 from typing import Any, Protocol, TypeVar
 
@@ -58,7 +59,8 @@ class Tasks:
         if self._is_closed:
             work.close()
             raise RuntimeError(f"cannot start {name}: the owner is closing")
-        task = asyncio.create_task(work, name=name)
+        # In a context of its own: what is bound to a request's is not true of what it sets off.
+        task = asyncio.create_task(work, name=name, context=Context())
         self._tasks.add(task)
         task.add_done_callback(self._finished)
         return task
@@ -67,6 +69,11 @@ class Tasks:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._on_error(task.get_name(), error)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing can be started any more."""
+        return self._is_closed
 
     async def aclose(self) -> None:
         """Cancel what runs and wait until all of it has ended."""

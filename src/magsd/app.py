@@ -15,6 +15,7 @@ fails half way:
 import asyncio
 import fcntl
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -29,7 +30,7 @@ from typing import Any, Final, TypeVar
 import structlog
 import uvloop
 
-from magsd import __version__, doctor
+from magsd import __version__, doctor, engines
 from magsd.aio import Clock, SystemClock, Tasks
 from magsd.api.app import create_app
 from magsd.api.http_server import HttpServer, listen
@@ -39,16 +40,13 @@ from magsd.core.access import Access
 from magsd.core.application import Application
 from magsd.core.log_places import LogPlaces
 from magsd.core.node import Node
+from magsd.core.settings import CoreSettings
 from magsd.db.database import Database
-from magsd.engine.base import Engine
-from magsd.engine.gvisor import GvisorEngine
-from magsd.engine.network import Network
-from magsd.engine.process import Detached
-from magsd.engine.record import VmRecord, boot_id
+from magsd.metrics import Metrics
 from magsd.model.errors import CapacityError, ConflictError, InvalidError, UnauthorizedError
 from magsd.model.records import JobSpec, LogSource, Principal
-from magsd.storage.host_files import guest_files
 from magsd.storage.images import ImageStore
+from magsd.storage.objects import open_store
 
 Say = Callable[[str], None]
 """Prints a line for the operator."""
@@ -67,7 +65,11 @@ def serve(settings: Settings, say: Say) -> None:
 
     Raises `MagsError` when it cannot begin; its message says what to do.
     """
-    require_root("magsd serve")
+    if not engines.is_simulated(settings):
+        require_root("magsd serve")
+    # A VM takes a few descriptors; the usual soft limit is for programs that use select(2).
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with data_directory(settings.data_dir):
         try:
             run(_serve(settings, say))
@@ -94,9 +96,10 @@ async def _serve(settings: Settings, say: Say) -> None:
             listener = stack.enter_context(_listener(settings))
             clock = SystemClock()
             images = ImageStore(settings.data_dir)
-            application = await stack.enter_async_context(opened(settings, images, clock))
+            metrics = Metrics()
+            application = await stack.enter_async_context(opened(settings, images, clock, metrics))
             token = await _first_token(application.access, settings)
-            server = HttpServer(create_app(application, clock, waits), waits)
+            server = HttpServer(create_app(application, clock, waits, metrics), waits)
             on_signal(server.stop)
             for line in _introduction(settings, application, listener):
                 say(line)
@@ -110,29 +113,32 @@ async def _serve(settings: Settings, say: Say) -> None:
 
 @asynccontextmanager
 async def opened(
-    settings: Settings, images: ImageStore, clock: Clock
+    settings: Settings, images: ImageStore, clock: Clock, metrics: Metrics | None = None
 ) -> AsyncIterator[Application]:
     """Hold everything but HTTP open. The data directory is the caller's, and locked."""
     async with AsyncExitStack() as stack:
-        database = await Database.open(settings.effective_database_url)
+        database = await Database.open(settings.effective_database_url, CoreSettings.node)
         stack.push_async_callback(database.aclose)
+        if metrics is not None:
+            database.on_commit = metrics.committed
         tasks = Tasks(_report)
         stack.push_async_callback(tasks.aclose)
-        network = await Network.open(settings.network(), tasks, clock)
-        stack.push_async_callback(_close_network, network, settings.data_dir)
-        files = await asyncio.to_thread(guest_files)
-        gvisor = GvisorEngine(settings.gvisor(), network, clock, files)
-        stack.push_async_callback(gvisor.aclose)
-        engines: dict[str, Engine] = {gvisor.capabilities.name: gvisor}
+        objects = open_store(settings.objects())
+        stack.push_async_callback(objects.aclose)
+        those = await stack.enter_async_context(engines.opened(settings, tasks, clock))
         node = Node(
             database=database,
-            engines=engines,
-            images=images,
-            settings=settings.core(gvisor.capabilities.name),
+            engines=those.by_name,
+            images=engines.usable_images(settings, images),
+            objects=objects,
+            settings=settings.core(those.default),
             clock=clock,
+            metrics=metrics,
         )
         application = await Application.open(node)
         stack.push_async_callback(application.aclose)
+        if metrics is not None and not engines.is_simulated(settings):
+            tasks.spawn("leftovers", doctor.watch_leftovers(settings.data_dir, metrics, clock))
         yield application
 
 
@@ -147,24 +153,6 @@ async def _first_token(access: Access, settings: Settings) -> str | None:
     except UnauthorizedError:
         _log.warning("token_setting_unused", why="it only makes the first token, and there is one")
     return None
-
-
-async def _close_network(network: Network, data_dir: Path) -> None:
-    places = LogPlaces(data_dir)
-    lives = any(_is_alive(places.run_directory(vm)) for vm in places.vms())
-    await network.aclose(remove=not lives)
-
-
-def _is_alive(run_directory: Path) -> bool:
-    """Say whether a VM lives; a directory may wait to be put away after its VM's end."""
-    record = VmRecord.read(run_directory)
-    if record is None or record.boot_id != boot_id():
-        return False
-    shim = Detached.find(record.shim_pid, record.shim_start_time)
-    if shim is None:
-        return False
-    shim.close()
-    return True
 
 
 def _report(name: str, error: BaseException) -> None:
@@ -241,11 +229,13 @@ def _introduction(
 ) -> Iterator[str]:
     bound = settings.api_bind._replace(port=listener.getsockname()[1])
     engine = application.settings.default_engine
-    chosen = "as set" if settings.engine != "auto" else "the only one that this version has"
+    chosen = "as set" if settings.engine != "auto" else "the best that is here"
     yield f"magsd {__version__}"
     yield f"  api      http://{bound}/api/v1"
     yield f"  docs     http://{bound}/docs"
     yield f"  engine   {engine} ({chosen})"
+    if engines.is_simulated(settings):
+        yield "  warning  scripts are only simulated: this engine runs no program"
     yield f"  data     {settings.data_dir}"
     reason = application.readiness()
     yield f"  ready    {'yes' if reason is None else f'no: {reason}'}"
@@ -309,17 +299,15 @@ def make_token(settings: Settings, name: str) -> str:
     return run(make())
 
 
-def diagnose(settings: Settings, say: Say) -> bool:
+def diagnose(settings: Settings, say: Say, *, as_json: bool = False) -> bool:
     """Say what works here; return whether scripts can run."""
+    checks = doctor.diagnose(settings, SystemClock(), lambda: _sandboxes(settings))
+    return run(doctor.report(checks, say, as_json=as_json))
 
-    async def checked() -> bool:
-        is_well = True
-        async for check in doctor.diagnose(settings, lambda: _sandboxes(settings)):
-            say(check.line())
-            is_well = is_well and check.verdict is not doctor.Verdict.FAIL
-        return is_well
 
-    return run(checked())
+def clean(settings: Settings, say: Say) -> bool:
+    """Remove what daemons that are gone left on this machine; return whether nothing is left."""
+    return run(doctor.clean(settings, SystemClock(), say))
 
 
 @asynccontextmanager
@@ -328,10 +316,18 @@ async def _sandboxes(settings: Settings) -> AsyncIterator[doctor.RunScript]:
     clock = SystemClock()
     with tempfile.TemporaryDirectory(prefix="mags-doctor-") as folder:
         own = settings.model_copy(
-            update={"data_dir": Path(folder), "database_url": None, "slot_net": _PROBE_NET}
+            update={
+                "data_dir": Path(folder),
+                "database_url": None,
+                "object_store_url": None,
+                "slot_net": _PROBE_NET,
+                "pool_min": 0,
+                "pool_max": 0,
+            }
         )
         images = ImageStore(settings.data_dir)
         with data_directory(own.data_dir):
+            own = await engines.lent(settings, own)
             async with opened(own, images, clock) as application:
                 secret = await application.access.first_token(None)
                 principal = await application.access.authenticate(secret or "")

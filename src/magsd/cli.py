@@ -4,15 +4,15 @@ Exit codes: 0 done, 1 refused or failed, 2 wrong usage. Parts are imported by
 the command that needs them: `magsd version` should not wait for a web server.
 """
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from magsd import __version__
+from magsd.account_commands import app as account_app
+from magsd.terminal import progress, say, told
 
 app = typer.Typer(
     help="Serve sandboxes that have a kernel of their own.",
@@ -22,30 +22,50 @@ app = typer.Typer(
 )
 image_app = typer.Typer(help="Images that sandboxes start from.", no_args_is_help=True)
 app.add_typer(image_app, name="image")
+kernel_app = typer.Typer(help="The kernel of microVMs.", no_args_is_help=True)
+app.add_typer(kernel_app, name="kernel")
+app.add_typer(account_app, name="account")
 
 
 @app.command()
-def serve() -> None:
+def serve(
+    engine: Annotated[
+        str | None, typer.Option(help="In place of the setting: auto, gvisor, or fake.")
+    ] = None,
+) -> None:
     """Run the service until it is told to stop (SIGTERM, Ctrl-C). Sandboxes outlive it."""
     from magsd import app as composition
     from magsd import config, log
 
-    with _told():
+    if engine is not None:
+        os.environ[config.variable_of("engine")] = engine
+    with told():
         settings = config.load()
         log.configure(settings.log_level)
-        composition.serve(settings, _say)
+        log.catch_all()
+        composition.serve(settings, say)
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one object for programs.")] = False,
+    clean: Annotated[
+        bool,
+        typer.Option("--clean", help="Remove what is left of daemons that are gone; no checks."),
+    ] = False,
+) -> None:
     """Find out what works on this machine, by running a script in a sandbox among other things."""
     from magsd import app as composition
     from magsd import config, log
 
-    with _told():
+    with told():
         settings = config.load()
         log.configure("error")
-        if not composition.diagnose(settings, _say):
+        if clean:
+            is_well = composition.clean(settings, say)
+        else:
+            is_well = composition.diagnose(settings, say, as_json=as_json)
+        if not is_well:
             raise typer.Exit(1)
 
 
@@ -55,10 +75,10 @@ def migrate() -> None:
     from magsd import app as composition
     from magsd import config
 
-    with _told():
+    with told():
         settings = config.load()
         composition.migrate(settings)
-        _say(f"{settings.effective_database_url} is up to date")
+        say("the database is up to date")
 
 
 @app.command()
@@ -68,19 +88,17 @@ def token(
     """Make another admin token and print it, also while the server runs."""
     from magsd import app as composition
     from magsd import config
-    from magsd.model.errors import InvalidError
 
-    with _told():
+    with told():
         settings = config.load()
-        if settings.database_url is None and not (settings.data_dir / "mags.db").exists():
-            raise InvalidError(f"{settings.data_dir} holds no database: run `magsd serve` first")
-        _say(composition.make_token(settings, name))
+        settings.require_database()
+        say(composition.make_token(settings, name))
 
 
 @app.command()
 def version() -> None:
     """Print the version."""
-    _say(f"magsd {__version__}")
+    say(f"magsd {__version__}")
 
 
 @app.command()
@@ -108,12 +126,12 @@ def image_build(
     from magsd.storage import build
     from magsd.storage.images import ImageStore
 
-    with _told():
+    with told():
         if name != build.NAME:
             raise InvalidError(f"there is no recipe for {name!r}: only for {build.NAME!r}")
         store = ImageStore(config.load().data_dir)
-        built = build.build_standard(store, cache, force, _progress)
-        _say(f"{built.name}  {built.size_bytes / 1e6:.0f} MB  {built.digest[:12]}")
+        built = build.build_standard(store, cache, force, progress)
+        say(f"{built.name}  {built.size_bytes / 1e6:.0f} MB  {built.digest[:12]}")
 
 
 @image_app.command("list")
@@ -122,36 +140,47 @@ def image_list() -> None:
     from magsd import config
     from magsd.storage.images import ImageStore
 
-    with _told():
+    with told():
         store = ImageStore(config.load().data_dir)
         images = [store.get(name) for name in store.names()]
         if not images:
-            _progress("no image yet: run `magsd image build`")
+            progress("no image yet: run `magsd image build`")
         for image in images:
             size = f"{image.size_bytes / 1e6:.0f} MB"
-            _say(f"{image.name:16} {size:>8}  {image.built_at:%Y-%m-%d}  {image.digest[:12]}")
+            say(f"{image.name:16} {size:>8}  {image.built_at:%Y-%m-%d}  {image.digest[:12]}")
 
 
-def _say(line: str) -> None:
-    typer.echo(line)
-    sys.stdout.flush()
+@kernel_app.command("install")
+def kernel_install(
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="Directory of kernels, shared by data directories."),
+    ] = None,
+) -> None:
+    """Get the newest kernel that will do from this machine's package mirrors, for microVMs.
+
+    Sandboxes that live keep theirs; a service takes it at its next start.
+    """
+    from datetime import timedelta
+
+    from magsd import config
+    from magsd.storage import kernel_package
+
+    with told():
+        data_directory = config.load().data_dir
+        got = kernel_package.install_kernel(data_directory, cache, progress, timedelta(0))
+        say(f"{got.version}  {got.record['release']}")
 
 
-def _progress(line: str) -> None:
-    typer.echo(line, err=True)
+@kernel_app.command("show")
+def kernel_show() -> None:
+    """Print the version of the kernel that microVMs get."""
+    from magsd import config
+    from magsd.engine.kernel import Kernel
 
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """End with exit code 1 and one line when something is refused or fails."""
-    from magsd.model.errors import MagsError
-
-    try:
-        yield
-    except MagsError as error:
-        detail = f" ({error.detail})" if error.detail else ""
-        typer.echo(f"magsd: {error.message}{detail}", err=True)
-        raise typer.Exit(1) from None
+    with told():
+        kernel = Kernel.read(config.load().data_dir / "kernel")
+        say(f"{kernel.version}  {kernel.release}  {kernel.digest[:12]}")
 
 
 def main() -> None:

@@ -1,12 +1,16 @@
 """Structured logs of the daemon, set up in one place.
 
 Every module asks for its logger with `structlog.get_logger()`; this file
-decides the form: lines for people on a terminal, JSON for everything else.
-Always standard error: standard output belongs to results.
+decides the form: lines for people on a terminal, JSON for everything else, where
+each has `event`, `level` and `timestamp`. Always standard error: standard output
+belongs to results. What is bound to the context (`bind_contextvars`) is in every
+line that is logged in it.
 """
 
 import logging
 import sys
+import threading
+from types import TracebackType
 from typing import Any, Final, TextIO
 
 import structlog
@@ -20,7 +24,8 @@ def configure(
     """Send logs of `level` and above to `stream` (standard error).
 
     `json` None: JSON unless the stream is a terminal. The standard library's
-    loggers (uvicorn, asyncio, SQLAlchemy) go the same way, from warnings up.
+    loggers go the same way: ours from `level` up, others (uvicorn, asyncio,
+    SQLAlchemy) from warnings up.
     """
     if level not in _LEVELS:
         raise ValueError(f"unknown log level {level!r}: one of {', '.join(_LEVELS)}")
@@ -55,3 +60,20 @@ def configure(
         )
     )
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("magsd").setLevel(level.upper())
+
+
+def catch_all() -> None:
+    """Log what nobody caught, and warnings, as everything else: for a process that is a service."""
+    sys.excepthook = _crashed
+    threading.excepthook = lambda thread: _crashed(
+        thread.exc_type, thread.exc_value or thread.exc_type(), thread.exc_traceback
+    )
+    logging.captureWarnings(True)
+
+
+def _crashed(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    if not issubclass(kind, KeyboardInterrupt):
+        structlog.get_logger().critical("crashed", exc_info=(kind, error, traceback))

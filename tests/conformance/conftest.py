@@ -1,137 +1,111 @@
-"""An engine of each kind, prepared on a data directory of its own, and a census around it."""
+"""Every engine on a data directory of its own, and a census around it.
 
-import asyncio
-import itertools
+A test that takes `host` is run for each engine; a file about one of them says
+so: `pytestmark = pytest.mark.parametrize("host", ["gvisor"], indirect=True)`.
+What depends on the guest's root filesystem is marked `on_every_root`.
+"""
+
 import shutil
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from magsd.aio import SystemClock, Tasks
-from magsd.engine.base import Handle, Plan
-from magsd.engine.gvisor import EngineSettings, GvisorEngine
-from magsd.engine.network import Network, NetworkSettings, instance_of
-from magsd.guest import streams
-from magsd.guest.shim import ShimConnection
-from magsd.model.names import new_vm_id
-from magsd.storage.build import build_standard
-from magsd.storage.images import Image, ImageStore
+from magsd.engine.accelerator import Verdict
+from magsd.engine.base import Engine
+from magsd.storage.images import ImageStore
+from magsd.storage.kernel_package import install_kernel
 from tests import census
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-ENVIRONMENT = {
-    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    "HOME": "/root",
-}
-GUEST_FILES = {"etc/pip.conf": b"[global]\ntimeout = 7\n"}
-_slot_nets = itertools.cycle(range(100, 140))
+from tests.conformance.fake_host import FakeHost
+from tests.conformance.gvisor_host import GvisorHost
+from tests.conformance.host import Host
+from tests.conformance.kvm_host import KvmHost, verdict_on_kvm
+from tests.conformance.qemu_host import QemuHost
+from tests.conformance.roots import ALPINE, DEBIAN, HOSTS, REPOSITORY, Root
 
 
-class Host:
-    """What a daemon would hold: one network and one engine, made again at will."""
-
-    def __init__(self, data: Path, image: Image) -> None:
-        self.data = data
-        self.image = image
-        self.slot_net = f"198.19.{next(_slot_nets)}.0/24"
-        self.settings = EngineSettings(data, instance_of(data), spare_disks=1)
-        self.clock = SystemClock()
-        self.errors: list[str] = []
-        self._network: Network | None = None
-        self._undo = AsyncExitStack()
-
-    @property
-    def network(self) -> Network:
-        assert self._network is not None
-        return self._network
-
-    async def open_network(self, **settings: Any) -> None:
-        tasks = Tasks(lambda name, error: self.errors.append(f"{name}: {error!r}"))
-        self._undo.push_async_callback(tasks.aclose)
-        directory = self.data / "network"
-        directory.mkdir(exist_ok=True)
-        wanted = NetworkSettings(
-            instance=instance_of(self.data),
-            run_directory=directory,
-            slot_net=self.slot_net,
-        )
-        self._network = await Network.open(replace(wanted, **settings), tasks, self.clock)
-
-    @asynccontextmanager
-    async def engine(self, **settings: Any) -> AsyncIterator[GvisorEngine]:
-        """A prepared engine; leaving it leaves the VMs alone, as the end of a daemon does."""
-        wanted = replace(self.settings, **settings)
-        engine = GvisorEngine(wanted, self.network, self.clock, GUEST_FILES)
-        try:
-            await engine.prepare()
-            yield engine
-        finally:
-            await engine.aclose()
-
-    def plan(self, **changes: Any) -> Plan:
-        plan = Plan(
-            vm=new_vm_id(),
-            epoch=1,
-            image=self.image.name,
-            layers=self.image.layers,
-            hostname="mags-conformance",
-            vcpus=1.0,
-            memory_mb=512,
-            disk_gb=2,
-            pids_limit=4096,
-        )
-        return replace(plan, **changes)
-
-    def files(self, plan_or_handle: Plan | Handle) -> set[str]:
-        """The names in a VM's run directory, without the many of the journal."""
-        directory = self.data / "run" / plan_or_handle.vm
-        if not directory.exists():
-            return set()
-        return {path.name for path in directory.iterdir() if not path.name.startswith("journal.")}
-
-    async def aclose(self) -> None:
-        if self._network is not None:
-            await self._network.aclose(remove=True)
-        await self._undo.aclose()
-
-
-@pytest.fixture(scope="session")
-def image_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A data directory that holds image `standard` and nothing else."""
-    directory = tmp_path_factory.mktemp("image")
-    build_standard(ImageStore(directory), REPOSITORY / "build/images", False, print)
+@contextmanager
+def _holding(root: Root, directory: Path) -> Iterator[Path]:
+    root.add(ImageStore(directory))
+    install_kernel(directory, REPOSITORY / "build/kernel", print)
     yield directory
     shutil.rmtree(directory)
 
 
+@pytest.fixture(scope="session")
+def image_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A data directory that holds image `standard`, the guest's kernel and nothing else."""
+    with _holding(DEBIAN, tmp_path_factory.mktemp("image")) as directory:
+        yield directory
+
+
+@pytest.fixture(scope="session")
+def alpine_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The same with image `alpine`."""
+    with _holding(ALPINE, tmp_path_factory.mktemp("alpine")) as directory:
+        yield directory
+
+
+@pytest.fixture(scope="session")
+def kvm(tmp_path_factory: pytest.TempPathFactory) -> Verdict:
+    """Whether KVM works here, tried once."""
+    return verdict_on_kvm(tmp_path_factory.mktemp("kvm"))
+
+
+def _linked(directory: Path, tmp_path: Path) -> Path:
+    """Return a copy of a data directory, whose files are shared by hard links."""
+    data = tmp_path / "data"
+    shutil.copytree(
+        directory,
+        data,
+        symlinks=True,
+        copy_function=lambda a, b: Path(b).hardlink_to(a),
+    )
+    return data
+
+
 @pytest.fixture
 def data(tmp_path: Path, image_directory: Path) -> Path:
-    """A data directory with the image, its layer shared by a hard link."""
-    directory = tmp_path / "data"
-    shutil.copytree(image_directory, directory, copy_function=lambda a, b: Path(b).hardlink_to(a))
-    return directory
+    """A data directory with image `standard`."""
+    return _linked(image_directory, tmp_path)
 
 
-@pytest.fixture
-async def host(data: Path) -> AsyncIterator[Host]:
-    """A host with its network open; whatever a test leaves running is an error."""
-    before = census.take(data)
-    image = ImageStore(data).get("standard")
-    host = Host(data, image)
+def _shared(request: pytest.FixtureRequest) -> Path:
+    """Return the data directory that all hosts with the same root begin with."""
+    is_alpine = request.param.endswith("-alpine")
+    return request.getfixturevalue("alpine_directory" if is_alpine else "image_directory")
+
+
+def _make(request: pytest.FixtureRequest, tmp_path: Path) -> Host:
+    if request.param == "fake":
+        return FakeHost(tmp_path / "data")
+    is_kvm = request.param == "qemu-kvm"
+    if is_kvm and not (kvm := request.getfixturevalue("kvm")).is_proven:
+        pytest.skip(f"no working KVM: {kvm.why}")
+    data = _linked(_shared(request), tmp_path)
+    images = ImageStore(data)
+    (name,) = images.names()
+    usual = QemuHost if request.param.startswith("qemu") else GvisorHost
+    kind = KvmHost if is_kvm else usual
+    return kind(data, images.get(name))
+
+
+@pytest.fixture(params=[*HOSTS, "qemu-kvm"])
+async def host(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Host]:
+    """A host that is open; whatever a test leaves running is an error."""
+    host = _make(request, tmp_path)
+    before = census.take(host.data)
     try:
-        await host.open_network()
+        await host.open()
         yield host
     finally:
-        if (data / "run").exists():
+        if (host.data / "run").exists():
             await _sweep(host)
         await host.aclose()
-    assert not host.errors
-    assert not census.left_behind(before, data, ignoring=("file run/",))
+    if isinstance(host, QemuHost):
+        host.leave_templates(_shared(request))
+    assert not census.left_behind(before, host.data, ignoring=("file run/",))
 
 
 async def _sweep(host: Host) -> None:
@@ -141,45 +115,7 @@ async def _sweep(host: Host) -> None:
 
 
 @pytest.fixture
-async def engine(host: Host) -> AsyncIterator[GvisorEngine]:
+async def engine(host: Host) -> AsyncIterator[Engine]:
     """The engine of a daemon that lives for the whole test."""
     async with host.engine() as engine:
         yield engine
-
-
-@asynccontextmanager
-async def connected(handle: Handle) -> AsyncIterator[ShimConnection]:
-    connection = await ShimConnection.open(handle.run_directory)
-    try:
-        yield connection
-    finally:
-        await connection.aclose()
-
-
-async def shell(handle: Handle, script: str) -> streams.ExecResult:
-    """Run a shell script in a VM."""
-    async with connected(handle) as connection:
-        argv = ["/bin/sh", "-c", script]
-        return await streams.run(connection, argv, environment=ENVIRONMENT)
-
-
-async def printed(handle: Handle, script: str) -> str:
-    """Run a shell script that must succeed; return what it printed."""
-    result = await shell(handle, script)
-    assert result.wait_status == 0, (script, result)
-    return result.stdout.decode()
-
-
-async def eventually(check: Callable[[], Any], within_s: float = 20.0) -> Any:
-    """Return the first true result of `check`; give way to others in between."""
-    deadline = time.monotonic() + within_s
-    while not (result := check()):
-        assert time.monotonic() < deadline, f"not so within {within_s} s: {check}"
-        await asyncio.sleep(0)
-    return result
-
-
-async def within(seconds: float, work: Awaitable[Any]) -> Any:
-    """Return `await work`, or fail when it takes longer: for what must not hang."""
-    async with asyncio.timeout(seconds):
-        return await work

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests import census
+from tests.e2e.pool_census import assert_same, at_rest, full_census
 from tests.e2e.server import Server, serving
 
 
@@ -22,12 +23,13 @@ def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     before = census.take(folder / "data")
     with serving(folder) as running:
         yield running
+        at_rest(running)
     census.assert_same(before, folder / "data")
 
 
 @pytest.fixture
 def nothing_left(server: Server) -> Iterator[None]:
     """Fail when the test leaves anything on the host that was not there before it."""
-    before = census.take(server.data)
+    before = full_census(server)
     yield
-    census.assert_same(before, server.data)
+    assert_same(server, before)

@@ -1,6 +1,5 @@
 """A `magsd serve` as a process of its own, as an operator would run it."""
 
-import itertools
 import os
 import signal
 import socket
@@ -16,15 +15,15 @@ import httpx
 
 from magsd.storage.build import build_standard
 from magsd.storage.images import ImageStore
+from tests import slot_nets
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MAGSD = Path(sys.executable).with_name("magsd")
 MAGS = Path(sys.executable).with_name("mags")
 IMAGE_CACHE = REPOSITORY / "build/images"
 READY_S = 60.0
-
-# Several runs of the suite may share the host.
-_slot_nets = itertools.count(10 + os.getpid() % 120)
+SLOT_NETS = range(10, 99)
+"""The third bytes of their networks: what other suites use is not among them."""
 
 
 def eventually(check: Callable[[], Any], within_s: float = 30.0, what: str = "") -> Any:
@@ -56,7 +55,7 @@ class Server:
         self.log = folder / "magsd.log"
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.slot_net = f"198.19.{next(_slot_nets)}"
+        self.slot_net = slot_nets.reserve(SLOT_NETS)
         self.process: subprocess.Popen[bytes] | None = None
         self.environment = {
             **{key: value for key, value in os.environ.items() if not key.startswith("MAGS")},

@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -138,19 +138,21 @@ def test_two_daemons_on_one_data_directory(own_server: Server) -> None:
     assert own_server.run("echo fine")["stdout"] == ["fine"]
 
 
-def test_a_damaged_image(own_server: Server) -> None:
-    layer = next((own_server.data / "layers").glob("*.sqfs"))
-    damaged = layer.with_suffix(".damaged")
-    shutil.copyfile(layer, damaged)
-    with damaged.open("r+b") as file:
-        file.seek(damaged.stat().st_size // 2)
-        file.write(b"\0" * 4096)
-    damaged.replace(layer)
-    done = own_server.run("echo never")
-    assert (done["status"], done["code"], done["exit_code"]) == ("error", "image_damaged", None)
-    assert "magsd image build standard" in done["error"]
-    own_server.add_image()
-    assert own_server.run("echo again")["stdout"] == ["again"]
+def test_a_damaged_image(tmp_path: Path) -> None:
+    # A VM that waited since before the damage would serve, and rightly so.
+    with serving(tmp_path, MAGSD_POOL_MIN="0", MAGSD_POOL_MAX="0") as server:
+        layer = next((server.data / "layers").glob("*.sqfs"))
+        damaged = layer.with_suffix(".damaged")
+        shutil.copyfile(layer, damaged)
+        with damaged.open("r+b") as file:
+            file.seek(damaged.stat().st_size // 2)
+            file.write(b"\0" * 4096)
+        damaged.replace(layer)
+        done = server.run("echo never")
+        assert (done["status"], done["code"], done["exit_code"]) == ("error", "image_damaged", None)
+        assert "magsd image build standard" in done["error"]
+        server.add_image()
+        assert server.run("echo again")["stdout"] == ["again"]
 
 
 @contextmanager
@@ -176,6 +178,11 @@ def _counted(data: Path) -> Iterator[None]:
     census.assert_same(before, data)
 
 
+def _serving(folder: Path) -> AbstractContextManager[Server]:
+    """Serve from a disk that is smaller than what jobs ask for, and may be filled."""
+    return serving(folder, MAGSD_DISK_OVERCOMMIT="100", MAGSD_DISK_FREE_MIN_GB="0")
+
+
 def _fill(path: Path) -> None:
     with path.open("wb", 0) as file, contextlib.suppress(OSError):
         while True:
@@ -184,7 +191,7 @@ def _fill(path: Path) -> None:
 
 
 def test_the_hosts_disk_is_full() -> None:
-    with _small_disk() as folder, _counted(folder / "data"), serving(folder) as server:
+    with _small_disk() as folder, _counted(folder / "data"), _serving(folder) as server:
         job = server.submit("echo up; while ! [ -e /go ]; do sleep 0.1; done")
         server.running(job)
         eventually(lambda: "up" in server.stdout(job))
@@ -203,7 +210,7 @@ def test_the_hosts_disk_is_full() -> None:
 
 
 def test_output_that_cannot_be_kept_ends_the_job() -> None:
-    with _small_disk() as folder, _counted(folder / "data"), serving(folder) as server:
+    with _small_disk() as folder, _counted(folder / "data"), _serving(folder) as server:
         job = server.submit("echo up; sleep 2; while :; do echo 0123456789abcdef; done")
         pid = server.vm_pid(server.running(job))
         eventually(lambda: "up" in server.stdout(job))

@@ -96,7 +96,7 @@ class FarStream:
 class AgentProcess:
     """Owns the process and its link; use it in a `with` block."""
 
-    def __init__(self, command: Sequence[str] | None = None):
+    def __init__(self, command: Sequence[str] | None = None, pass_fds: Sequence[int] = ()):
         self.streams: dict[int, FarStream] = {}
         self.joins: deque[Fields] = deque()
         self._reader = FrameReader()
@@ -110,6 +110,7 @@ class AgentProcess:
                 stdin=theirs,
                 stdout=theirs,
                 stderr=self._log,
+                pass_fds=pass_fds,
             )
 
     def __enter__(self):

@@ -237,7 +237,7 @@ class TestOffences:
 def test_guest_programs_compile_for_every_architecture(tmp_path, architecture, machine):
     build = [sys.executable, "tools/build_guest.py", "--all", "--into", tmp_path]
     subprocess.run(build, cwd=REPOSITORY, check=True)
-    for name in ("mags-agent", "mags-shim"):
+    for name in ("mags-agent", "mags-shim", "mags-tsc"):
         program = (tmp_path / architecture / name).read_bytes()
         assert program[:4] == b"\x7fELF"
         assert int.from_bytes(program[18:20], "little") == machine
@@ -245,4 +245,5 @@ def test_guest_programs_compile_for_every_architecture(tmp_path, architecture, m
     assert sorted(path.name for path in (tmp_path / architecture).iterdir()) == [
         "mags-agent",
         "mags-shim",
+        "mags-tsc",
     ]

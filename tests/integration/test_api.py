@@ -2,34 +2,33 @@
 
 import asyncio
 import json
-from datetime import UTC, datetime
 
 import httpx
 import pytest
+import pytest_asyncio
 
 from magsd.aio import SystemClock
 from magsd.api.app import create_app
 from magsd.api.http_server import HEAD_MAX_BYTES, HttpServer, listen
 from magsd.api.waits import Waits
-from magsd.model.records import LogLine, LogSource
 from tests.unit.api import conftest as parts
 
-NOW = datetime(2026, 1, 31, tzinfo=UTC)
+# All tests share an application, and so the event loop that it lives on.
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
 DEADLINE_S = 20
 EVENTS = {"Accept": "text/event-stream"}
 
-empty_database = parts.empty_database
-access = parts.access
+application = parts.application
 admin = parts.admin
-book = parts.book
 
 
 class Running:
     """A server on a free port of loopback."""
 
-    def __init__(self, book, listener):
+    def __init__(self, application, listener):
         waits = Waits()
-        self.server = HttpServer(create_app(book, SystemClock(), waits), waits)
+        self.server = HttpServer(create_app(application, SystemClock(), waits), waits)
         self.port = listener.getsockname()[1]
         self.has_stopped = asyncio.Event()
         self.listener = listener
@@ -55,17 +54,17 @@ class Running:
                 writer.close()
 
 
-@pytest.fixture
-async def running(book):
+@pytest_asyncio.fixture(loop_scope="session")
+async def running(application):
     with listen("127.0.0.1", 0) as listener:
-        running = Running(book, listener)
+        running = Running(application, listener)
         serving = asyncio.ensure_future(running.run())
         yield running
         await running.stop()
         await serving
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def client(running, admin):
     url = f"http://127.0.0.1:{running.port}"
     async with httpx.AsyncClient(
@@ -120,7 +119,7 @@ async def test_a_head_that_is_too_large_is_refused_in_our_form(running):
     writer.close()
 
 
-async def test_a_large_body_in_the_same_piece_as_its_head(client, book):
+async def test_a_large_body_in_the_same_piece_as_its_head(client):
     reply = await client.post("/api/v1/mags-jobs", json={"script": "#" * (1 << 20)})
     assert reply.status_code == 202
 
@@ -140,42 +139,50 @@ async def test_a_strangers_body_is_not_waited_for(running):
     assert answer.startswith(b"HTTP/1.1 401 ")
 
 
-async def test_a_job_and_its_log(client, book, admin):
-    book.log = [LogLine(NOW, LogSource.STDOUT, "x" * 60000, n + 1) for n in range(200)]
-    job = book.add(admin.principal)
-    reply = await client.get(f"/api/v2/mags-jobs/{job.request_id}/logs")
-    assert len(reply.json()["logs"]) == 200
+async def test_a_log_of_megabytes_comes_in_pieces_and_no_longer_than_its_limit(client, admin):
+    job = await admin.run("seq 50001")
+    reply = await client.get(f"/api/v2/mags-jobs/{job.request_id}/logs?source=stdout")
+    assert [entry["message"] for entry in reply.json()["logs"]] == [
+        str(number) for number in range(2, 50_002)
+    ]
+    assert reply.json()["truncated"] is True
 
 
-async def test_held_requests_do_not_hold_up_a_stop(client, running, book, admin):
-    book.log = [LogLine(NOW, LogSource.STDOUT, "line", 7)]
-    book.follow_forever = True
-    url = f"/api/v1/mags-jobs/{book.add(admin.principal).request_id}"
+async def until_printed(stream):
+    """Read events up to that of the script's first line, and return the rest of them."""
+    lines = stream.aiter_lines()
+    async for line in lines:
+        if '"message":"line"' in line:
+            break
+    return lines
+
+
+async def test_held_requests_do_not_hold_up_a_stop(client, running, admin):
+    job = await admin.running("echo line; sleep 3000")
+    url = f"/api/v1/mags-jobs/{job.request_id}"
     async with client.stream("GET", f"{url}/logs", headers=EVENTS) as stream:
-        lines = stream.aiter_lines()
-        assert await anext(lines) == "id: 7"
-        poll = asyncio.ensure_future(client.get(f"{url}/status?wait=60&after=99"))
+        rest = await until_printed(stream)
+        poll = asyncio.ensure_future(client.get(f"{url}/status?wait=60&after={job.generation}"))
         async with asyncio.timeout(DEADLINE_S):
-            while not book.waits:
+            while len(running.server.server_state.tasks) < 2:
                 await asyncio.sleep(0.01)
         await running.stop()
         assert (await poll).json()["status"] == "running"
-        assert "event: end" not in [line async for line in lines]
+        assert "event: end" not in [line async for line in rest]
 
 
-async def test_a_client_that_goes_away_ends_its_stream(client, running, book, admin):
-    book.follow_forever = True
-    book.log = [LogLine(NOW, LogSource.STDOUT, "line", 7)]
-    url = f"/api/v1/mags-jobs/{book.add(admin.principal).request_id}/logs"
+async def test_a_client_that_goes_away_ends_its_stream(client, running, admin):
+    job = await admin.running("echo line; sleep 3000")
+    url = f"/api/v1/mags-jobs/{job.request_id}/logs"
     async with client.stream("GET", url, headers=EVENTS) as stream:
-        assert await anext(stream.aiter_lines()) == "id: 7"
+        await until_printed(stream)
     async with asyncio.timeout(DEADLINE_S):
         while running.server.server_state.tasks:
             await asyncio.sleep(0.01)
 
 
-async def test_an_offer_of_another_protocol_is_passed_over(running, admin, book):
-    body = b'{"script": "echo Upgrade: h2c"}'
+async def test_an_offer_of_another_protocol_is_passed_over(running, admin):
+    body = b'{"script": "echo Upgrade: h2c", "name": "offered"}'
     answer = await running.answer(
         b"POST /api/v1/mags-jobs HTTP/1.1\r\nHost: x\r\n"
         b"Connection: Upgrade, HTTP2-Settings, close\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
@@ -183,4 +190,4 @@ async def test_an_offer_of_another_protocol_is_passed_over(running, admin, book)
         % (admin.secret.encode(), len(body), body)
     )
     assert answer.startswith(b"HTTP/1.1 202 ")
-    assert book.specs[0][0].script == "echo Upgrade: h2c"
+    assert [job.name for job in await admin.jobs()] == ["offered"]

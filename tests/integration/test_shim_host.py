@@ -4,7 +4,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import uuid
 from pathlib import Path
 
 import pytest
@@ -25,6 +24,7 @@ from tests.integration.shim_process import (
 )
 
 PATH = {"PATH": "/usr/bin:/bin"}
+WRONG_LOG_RATES = ("", "5", ":65536", "0:65536", "5:65535", "5:65536:1", "-5:65536", f"5:{1 << 41}")
 
 
 async def output(shim: ShimProcess, script: str) -> str:
@@ -82,6 +82,8 @@ async def test_a_plan_that_cannot_be_carried_out_says_why(tmp_path):
         ([("netns", "0")], "netns"),
         ([("colour", "red")], "colour"),
         ([("cgroup", "x")], "cgroup"),
+        ([("freezer_events", "x")], "freezer_events"),
+        *(([("log_rate", value)], "log_rate") for value in WRONG_LOG_RATES),
         ([("overlay", f"{tmp_path}:a:b")], "overlay"),
     ]:
         with pytest.raises(ShimError, match=text):
@@ -153,53 +155,6 @@ async def test_a_path_can_be_hidden_and_the_network_is_the_given_one(tmp_path):
     finally:
         holder.kill()
         holder.wait()
-
-
-# --- freezing ----------------------------------------------------------------------
-
-
-async def test_a_frozen_vm_stands_still_until_it_is_thawed(tmp_path, freezer):
-    async with await freezer.vm(tmp_path) as shim:
-        await shim.control.request("freeze", deadline_ms="60000")
-        assert freezer.is_frozen()
-        stream = await shim.control.open_stream(shell("echo on"))
-        other = await shim.connect()
-        with pytest.raises(ShimError, match="another"):
-            await other.request("freeze", deadline_ms="1")
-        await other.request("thaw")
-        assert await stream.read() == b"on\n"
-        assert not freezer.is_frozen()
-
-
-async def test_a_freeze_is_undone_at_its_deadline(tmp_path, freezer):
-    async with await freezer.vm(tmp_path) as shim:
-        await shim.control.request("freeze", deadline_ms="50")
-        assert await output(shim, "echo on") == "on\n"
-        assert not freezer.is_frozen()
-
-
-async def test_a_freeze_ends_with_its_connection(tmp_path, freezer):
-    async with await freezer.vm(tmp_path) as shim:
-        other = await shim.connect()
-        await other.request("freeze", deadline_ms="0")
-        assert freezer.is_frozen()
-        await other.aclose()
-        assert await output(shim, "echo on") == "on\n"
-
-
-async def test_a_frozen_vm_can_be_killed(tmp_path, freezer):
-    async with await freezer.vm(tmp_path) as shim:
-        namespace = os.readlink(f"/proc/{shim.pid}/ns/pid")
-        await shim.control.request("freeze", deadline_ms="0")
-        await killed(shim)
-        assert processes_of(namespace) == []
-
-
-async def test_a_fence_ends_a_frozen_vm(tmp_path, freezer):
-    async with await freezer.vm(tmp_path) as shim:
-        await shim.control.request("freeze", deadline_ms="0")
-        await shim.control.request("fence", deadline_ms="20")
-        await ended(shim, EndCode.FENCED)
 
 
 async def test_a_full_disk_ends_the_vm_and_is_recorded(tmp_path, mount_tmpfs):
@@ -282,40 +237,3 @@ def loop_devices(directory: Path) -> list[str]:
             if path.read_text().startswith(f"{directory}/"):
                 found.append(path.parts[3])
     return found
-
-
-class Freezer:
-    """A cgroup that can be frozen, v1 or v2 as the host has it."""
-
-    def __init__(self, group: Path, file: str, frozen: str, thawed: str) -> None:
-        self._group = group
-        self._file = group / file
-        self._frozen, self._thawed = frozen, thawed
-
-    async def vm(self, directory: Path) -> ShimProcess:
-        members = os.open(self._group / "cgroup.procs", os.O_WRONLY)
-        state = os.open(self._file, os.O_RDWR)
-        steps = [("cgroup", str(members)), ("freezer", f"{state}:{self._frozen}:{self._thawed}")]
-        return await ShimProcess.open(directory, steps=steps, descriptors=[members, state])
-
-    def is_frozen(self) -> bool:
-        return self._file.read_text().strip() == self._frozen
-
-    async def remove(self) -> None:
-        self._file.write_text(self._thawed)
-        await until(lambda: not (self._group / "cgroup.procs").read_text())
-        self._group.rmdir()
-
-
-@pytest.fixture
-async def freezer():
-    name = f"mags-test-{uuid.uuid4().hex[:8]}"
-    if Path("/sys/fs/cgroup/freezer").is_dir():
-        group = Path("/sys/fs/cgroup/freezer") / name
-        freezer = Freezer(group, "freezer.state", "FROZEN", "THAWED")
-    else:
-        group = Path("/sys/fs/cgroup") / name
-        freezer = Freezer(group, "cgroup.freeze", "1", "0")
-    group.mkdir()
-    yield freezer
-    await freezer.remove()

@@ -41,6 +41,12 @@ def test_no_images_yet():
     assert "magsd image build" in done.stderr
 
 
+def test_no_kernel_yet():
+    done = run("kernel", "show")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "magsd kernel install" in done.stderr
+
+
 def test_an_image_without_recipe():
     done = run("image", "build", "windows")
     assert done.exit_code == 1

@@ -51,9 +51,33 @@ def test_lists_are_written_with_commas_or_as_lists(file, monkeypatch):
 
 
 def test_no_more_vms_than_there_are_slots_for(monkeypatch):
-    assert config.load().core("gvisor").vms_max == 256
+    settings = config.load().core("gvisor")
+    assert (settings.capacity.vms, settings.pool_total_max) == (256, 32)
     monkeypatch.setenv("MAGSD_SLOT_NET", "10.9.0.0/26")
-    assert config.load().core("gvisor").vms_max == 13
+    settings = config.load().core("gvisor")
+    assert (settings.capacity.vms, settings.pool_total_max) == (5, 8)
+    monkeypatch.setenv("MAGSD_POOL_MIN", "0")
+    monkeypatch.setenv("MAGSD_POOL_MAX", "0")
+    settings = config.load().core("gvisor")
+    assert (settings.capacity.vms, settings.pool_total_max) == (13, 0)
+
+
+def test_what_the_machine_has_is_multiplied_as_the_operator_says(monkeypatch):
+    usual = config.load().core("gvisor").capacity
+    for name in ("CPU", "MEMORY", "DISK"):
+        default = getattr(config.load(), f"{name.lower()}_overcommit")
+        monkeypatch.setenv(f"MAGSD_{name}_OVERCOMMIT", str(default * 2))
+    twice = config.load().core("gvisor").capacity
+    assert twice.vcpus == usual.vcpus * 2
+    assert abs(twice.memory_mb - usual.memory_mb * 2) <= 1
+    assert abs(twice.disk_gb - usual.disk_gb * 2) <= 1
+
+
+def test_the_pool_is_never_to_be_larger_than_it_may_be(monkeypatch):
+    monkeypatch.setenv("MAGSD_POOL_MIN", "3")
+    monkeypatch.setenv("MAGSD_POOL_MAX", "2")
+    with pytest.raises(InvalidError, match="pool_min"):
+        config.load()
 
 
 def test_each_part_gets_its_settings(monkeypatch):
@@ -62,9 +86,9 @@ def test_each_part_gets_its_settings(monkeypatch):
     monkeypatch.setenv("MAGSD_DEFAULT_DISK_GB", "3")
     monkeypatch.setenv("MAGSD_LAUNCHES_AT_ONCE", "7")
     settings = config.load()
-    assert settings.gvisor().vm_uid_base == 3000000
-    assert settings.gvisor().spare_disk_gb == 3
-    assert settings.gvisor().instance == settings.network().instance
+    assert settings.vm_host().vm_uid_base == 3000000
+    assert settings.vm_host().spare_disk_gb == 3
+    assert settings.vm_host().instance == settings.network().instance
     assert settings.network().run_directory == settings.data_dir / "run"
     assert settings.core("gvisor").launches_at_once == 7
 

@@ -8,20 +8,23 @@ from fastapi import FastAPI
 
 from magsd import __version__
 from magsd.aio import Clock
-from magsd.api import document, errors, jobs, logs, system, tokens
+from magsd.api import document, errors, jobs, logs, system, tokens, workspaces
 from magsd.api.caller import Parts
 from magsd.api.docs_page import docs_page
 from magsd.api.service import Service
 from magsd.api.waits import Waits
+from magsd.metrics import Metrics
 
 PREFIXES: Final = ("/api/v1", "/api/v2")
 """Both have the same routes; published clients use the first."""
 
 HEARTBEAT_S: Final = 15.0
-ROUTERS: Final = (jobs.router, logs.router, tokens.router)
+ROUTERS: Final = (jobs.router, logs.router, workspaces.router, tokens.router)
 
 
-def create_app(service: Service, clock: Clock, waits: Waits | None = None) -> FastAPI:
+def create_app(
+    service: Service, clock: Clock, waits: Waits | None = None, metrics: Metrics | None = None
+) -> FastAPI:
     """Return the app. Whoever stops the server calls `waits.stop` first."""
     app = FastAPI(
         openapi_url=None,
@@ -29,7 +32,7 @@ def create_app(service: Service, clock: Clock, waits: Waits | None = None) -> Fa
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.parts = Parts(service, waits or Waits(), clock, HEARTBEAT_S)
+    app.state.parts = Parts(service, waits or Waits(), clock, HEARTBEAT_S, metrics or Metrics())
     app.state.openapi_json = openapi_json()
     app.state.docs_html = docs_html()
     errors.install(app)

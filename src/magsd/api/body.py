@@ -79,8 +79,17 @@ def shortened(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def json_body(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:
-    """Return what documents a body that the route reads itself."""
+    """Return what documents a body that the route reads itself and checks by `check`."""
     schema = model.model_json_schema()
+    for name, field in schema["properties"].items():
+        if name not in schema.get("required", ()) and "anyOf" not in field:
+            _allow_null(field)
     return {
         "requestBody": {"required": required, "content": {"application/json": {"schema": schema}}}
     }
+
+
+def _allow_null(field: dict[str, Any]) -> None:
+    about = ("default", "description", "title")
+    form = {key: field.pop(key) for key in list(field) if key not in about}
+    field["anyOf"] = [form, {"type": "null"}]

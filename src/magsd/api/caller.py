@@ -4,10 +4,12 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
+from structlog.contextvars import bind_contextvars
 
 from magsd.aio import Clock
 from magsd.api.service import Service
 from magsd.api.waits import Waits
+from magsd.metrics import Metrics
 from magsd.model.errors import UnauthorizedError
 from magsd.model.records import Principal
 
@@ -21,6 +23,7 @@ class Parts:
     clock: Clock
     heartbeat_s: float
     """How long an event stream may be silent."""
+    metrics: Metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,10 @@ async def authenticated(request: Request) -> Caller:
     if scheme.lower() != "bearer" or not secret:
         raise UnauthorizedError("a token is needed: send the header `Authorization: Bearer TOKEN`")
     parts = parts_of(request)
-    return Caller(await parts.service.access.authenticate(secret), parts)
+    principal = await parts.service.access.authenticate(secret)
+    # For every line that is logged while this request is served.
+    bind_contextvars(**{**request.path_params, "account": principal.account})
+    return Caller(principal, parts)
 
 
 Known = Annotated[Caller, Depends(authenticated)]

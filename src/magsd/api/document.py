@@ -14,6 +14,8 @@ from magsd.api.schemas import ErrorReply
 
 PUBLIC: Final = frozenset({"/healthz", "/readyz", "/version", "/openapi.json", "/docs"})
 """Routes that need no token."""
+OPEN_HERE: Final = frozenset({"/metrics"})
+"""Routes that need none from this machine itself, else an admin's."""
 
 _DESCRIPTION: Final = """\
 Runs scripts in sandboxes with a kernel of their own.
@@ -25,11 +27,27 @@ _ERRORS: Final = {
     "400": "The request cannot be carried out as written.",
     "401": "No token, or not a valid one.",
     "404": "There is no such thing, or it is not the caller's.",
+    "409": "The object, or the key, is in use for something else.",
     "413": "The body or the script is too large.",
     "429": "Over a quota; `Retry-After` says when to try again.",
     "500": "The server failed.",
     "503": "Not possible now; `Retry-After` says when to try again.",
 }
+_RETRY_AFTER: Final = {"Retry-After": "Seconds."}
+_HEADERS: Final[Mapping[str, Mapping[str, str]]] = {
+    "401": {"WWW-Authenticate": "`Bearer`."},
+    "429": _RETRY_AFTER,
+    "503": _RETRY_AFTER,
+}
+_LINKS: Final[Mapping[tuple[str, str], Mapping[str, tuple[str, str, str]]]] = {
+    ("/mags-jobs", "post"): {
+        "status": ("/mags-jobs/{ref}/status", "get", "request_id"),
+        "logs": ("/mags-jobs/{ref}/logs", "get", "request_id"),
+        "stop": ("/mags-jobs/{ref}/stop", "post", "request_id"),
+    },
+    ("/tokens", "post"): {"delete": ("/tokens/{token_id}", "delete", "id")},
+}
+"""What a reply leads to, below the base path: path and method, and the field that names it."""
 
 
 def of_app(app: FastAPI) -> dict[str, Any]:
@@ -47,17 +65,26 @@ def of_app(app: FastAPI) -> dict[str, Any]:
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             _complete(operation, method, path, is_public=path in PUBLIC)
+    _link(document["paths"])
     return document
 
 
 def _complete(operation: dict[str, Any], method: str, path: str, *, is_public: bool) -> None:
     operation["security"] = [] if is_public else [{"token": []}]
+    if path in OPEN_HERE:
+        operation["security"].append({})
     responses = operation["responses"]
     responses.pop("422", None)
+    for response in responses.values():
+        content = response.get("content", {})
+        # The framework adds this where a route says only what else it has.
+        if len(content) > 1 and content.get("application/json", {}).get("schema") == {}:
+            del content["application/json"]
     possible = ["503"] if path == "/readyz" else []
     if not is_public:
         possible = ["400", "401", "500", "503"]
-        possible += ["404"] if "{" in path else []
+        possible += ["404"] if "{" in path or path in OPEN_HERE else []
+        possible += ["409"] if "/mags-jobs" in path and method == "post" else []
         possible += ["413"] if "requestBody" in operation else []
         possible += ["429"] if path.endswith("/mags-jobs") and method == "post" else []
     for status in sorted(possible):
@@ -67,6 +94,33 @@ def _complete(operation: dict[str, Any], method: str, path: str, *, is_public: b
                 "application/json": {"schema": {"$ref": "#/components/schemas/ErrorReply"}}
             },
         }
+        if headers := _HEADERS.get(status):
+            responses[status]["headers"] = {
+                name: {"description": text, "required": True, "schema": {"type": "string"}}
+                for name, text in headers.items()
+            }
+
+
+def _link(paths: dict[str, Any]) -> None:
+    """Say in the replies of what is made where to go on with it."""
+    for path, operations in paths.items():
+        for method, operation in operations.items():
+            for (of_path, of_method), links in _LINKS.items():
+                if method == of_method and path.endswith(of_path):
+                    base = path.removesuffix(of_path)
+                    made = next(status for status in operation["responses"] if status[0] == "2")
+                    operation["responses"][made]["links"] = {
+                        name: _target(paths[base + to][verb], to, field)
+                        for name, (to, verb, field) in links.items()
+                    }
+
+
+def _target(operation: Mapping[str, Any], path: str, field: str) -> dict[str, Any]:
+    parameter = path[path.index("{") + 1 : path.index("}")]
+    return {
+        "operationId": operation["operationId"],
+        "parameters": {parameter: f"$response.body#/{field}"},
+    }
 
 
 def to_json(document: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from magsd.model.errors import ErrorCode, InvalidError, MagsError
@@ -43,6 +44,7 @@ _FRAMEWORK_CODES: Final[Mapping[int, ErrorCode]] = {
     404: ErrorCode.NOT_FOUND,
     413: ErrorCode.TOO_LARGE,
 }
+_METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
 def json_response(
@@ -88,13 +90,28 @@ async def _refused(_request: Request, error: Exception) -> Response:
 async def _framework_refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = _FRAMEWORK_CODES.get(error.status_code, ErrorCode.INVALID)
-    message = str(error.detail)
+    message, headers = str(error.detail), error.headers
     if error.status_code == 404:
         message = f"there is no {request.method} {request.url.path} on this server; see /docs"
     elif error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "another method")
+        allowed = ", ".join(_allowed(request))
         message = f"{request.method} is not possible here; use {allowed}"
-    return error_response(code, message, error.status_code, error.headers)
+        # The framework's own header names the methods of one route, and others have this path too.
+        headers = {**(headers or {}), "Allow": allowed}
+    return error_response(code, message, error.status_code, headers)
+
+
+def _allowed(request: Request) -> list[str]:
+    """Return the methods that the path of `request` has."""
+    scope = dict(request.scope)
+    return [
+        method
+        for method in _METHODS
+        if any(
+            route.matches({**scope, "method": method})[0] is Match.FULL
+            for route in request.app.routes
+        )
+    ]
 
 
 async def _bad_parameter(_request: Request, error: Exception) -> Response:

@@ -8,7 +8,14 @@ from magsd.api import render
 from magsd.api.body import json_body, read_object
 from magsd.api.caller import Caller, Known
 from magsd.api.errors import json_response
-from magsd.api.schemas import JobReply, JobsReply, Stopped, SubmitRequest, Submitted
+from magsd.api.schemas import (
+    JobReply,
+    JobsReply,
+    PoolStatusReply,
+    Stopped,
+    SubmitRequest,
+    Submitted,
+)
 from magsd.api.submit import spec_of
 from magsd.api.waits import StoppingError
 from magsd.model.errors import NotFoundError
@@ -81,6 +88,16 @@ async def list_jobs(
         workspace_id=workspace_id,
     )
     return json_response(render.page(found))
+
+
+@router.get(
+    "/mags-jobs/pool-status",
+    summary="Waiting and working VMs",
+    responses={200: {"model": PoolStatusReply}},
+)
+async def pool_status(caller: Known) -> Response:
+    """How many VMs wait for a script on this service, and how many have one."""
+    return json_response(render.pool_status(caller.service.pool_status()))
 
 
 @router.get(

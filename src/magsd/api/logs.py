@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import suppress
 from typing import Annotated, Any, Final
@@ -11,19 +12,21 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 from typing_extensions import override
 
+from magsd.aio import Clock
 from magsd.api import render
 from magsd.api.caller import Known, Parts
 from magsd.api.jobs import Position, Ref, checked_ref
 from magsd.api.schemas import LogsReply
 from magsd.api.service import Logs
 from magsd.api.waits import StoppingError
-from magsd.model.errors import InvalidError
+from magsd.model.errors import InvalidError, MagsError
 from magsd.model.records import LogLine, LogSource
 
 router = APIRouter(tags=["jobs"])
 
 EVENT_STREAM: Final = "text/event-stream"
 _LINES_AT_ONCE: Final = 200
+_RENDERED_KEPT: Final = 16
 
 
 @router.get(
@@ -52,11 +55,11 @@ async def logs(
     last_event_id: Annotated[str | None, Header(alias="Last-Event-ID")] = None,
 ) -> Response:
     """The newest 50 000 entries, or those beyond `after`. With `Accept: text/event-stream`,
-    a live stream that ends with the event `end` when the job does."""
+    a live stream that ends with the event `end` when the job does, or with `error`."""
     ref = checked_ref(ref)
     if EVENT_STREAM not in request.headers.get("accept", ""):
         found = await caller.service.logs(caller.principal, ref, source=source, after=after)
-        pieces = _pieces(found, with_seq=after is not None)
+        pieces = _pieces(found, caller.parts.clock, with_seq=after is not None)
         return StreamingResponse(pieces, media_type="application/json")
     if last_event_id:
         after = _position(last_event_id)
@@ -74,8 +77,8 @@ def _position(last_event_id: str) -> int:
     return int(last_event_id)
 
 
-async def _pieces(found: Logs, *, with_seq: bool) -> AsyncIterator[bytes]:
-    """Yield the reply in pieces, each sent before the next is made."""
+async def _pieces(found: Logs, clock: Clock, *, with_seq: bool) -> AsyncIterator[bytes]:
+    """Yield the reply in pieces, each sent before the next is made; others have their turn between."""
     yield b'{"logs":['
     lines = found.lines
     for start in range(0, len(lines), _LINES_AT_ONCE):
@@ -84,6 +87,7 @@ async def _pieces(found: Logs, *, with_seq: bool) -> AsyncIterator[bytes]:
             for line in lines[start : start + _LINES_AT_ONCE]
         ]
         yield (b"," if start else b"") + b",".join(entries)
+        await clock.sleep(0)
     yield b'],"truncated":true}' if found.truncated else b"]}"
 
 
@@ -125,7 +129,11 @@ class EventStream(Response):
     async def _write(self, send: Send) -> None:
         try:
             async for lines in self._lines:
-                await _send(send, b"".join(_event(line) for line in lines))
+                await _send(send, _rendered.of(lines))
+        except MagsError as error:  # The reply has begun: only the stream itself can tell.
+            why = {"error": error.message, "code": error.code}
+            await _send(send, b"event: error\ndata: %b\n\n" % _json(why))
+            return
         finally:
             if isinstance(self._lines, AsyncGenerator):
                 await self._lines.aclose()
@@ -135,6 +143,26 @@ class EventStream(Response):
         while True:
             await self._parts.clock.sleep(self._parts.heartbeat_s)
             await _send(send, b":\n\n")
+
+
+class _Rendered:
+    """Events of lines rendered lately: all who follow a log are given the same sequences."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[int, tuple[Sequence[LogLine], bytes]] = OrderedDict()
+
+    def of(self, lines: Sequence[LogLine]) -> bytes:
+        """Return the events of `lines`, which never change."""
+        if (known := self._kept.get(id(lines))) is not None and known[0] is lines:
+            return known[1]
+        events = b"".join(_event(line) for line in lines)
+        self._kept[id(lines)] = (lines, events)
+        if len(self._kept) > _RENDERED_KEPT:
+            self._kept.popitem(last=False)
+        return events
+
+
+_rendered = _Rendered()
 
 
 def _event(line: LogLine) -> bytes:

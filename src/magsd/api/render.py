@@ -3,7 +3,15 @@
 from datetime import datetime
 from typing import Any
 
-from magsd.model.records import JobPage, JobStatus, LogLine, TokenRecord
+from magsd.model.records import (
+    JobPage,
+    JobStatus,
+    LogLine,
+    PoolStatus,
+    TokenRecord,
+    Version,
+    Workspace,
+)
 
 
 def time(moment: datetime | None) -> str | None:
@@ -37,11 +45,39 @@ def status(job: JobStatus) -> dict[str, Any]:
         "isolation": job.isolation,
         "generation": job.generation,
     }
+    if job.workspace_id is not None:
+        fields["workspace_synced"] = job.workspace_synced
     if job.error is not None:
         fields["error"] = job.error
     if job.code is not None:
         fields["code"] = job.code
     return fields
+
+
+def workspace(found: Workspace) -> dict[str, Any]:
+    """Return a workspace in a list."""
+    return {
+        "workspace_id": found.name,
+        "id": found.workspace_id,
+        "size_bytes": found.size_bytes,
+        "version": found.version,
+        "created_at": time(found.created_at),
+        "updated_at": time(found.updated_at),
+        "in_use_by": found.in_use_by,
+    }
+
+
+def version(found: Version) -> dict[str, Any]:
+    """Return one version of a workspace."""
+    return {
+        "version": found.version,
+        "state": found.state,
+        "parent": found.parent,
+        "image": found.manifest.image,
+        "layers": len(found.manifest.own_layers),
+        "size_bytes": found.manifest.size_bytes,
+        "created_at": time(found.created_at),
+    }
 
 
 def page(found: JobPage) -> dict[str, Any]:
@@ -79,6 +115,17 @@ def line(entry: LogLine, *, with_seq: bool) -> dict[str, Any]:
     if with_seq:
         fields["seq"] = entry.seq
     return fields
+
+
+def pool_status(found: PoolStatus) -> dict[str, Any]:
+    """Return how many VMs there are."""
+    return {
+        "idle_vms": found.idle_vms,
+        "busy_vms": found.busy_vms,
+        "total_vms": found.total_vms,
+        "min_pool_size": found.min_pool_size,
+        "max_pool_size": found.max_pool_size,
+    }
 
 
 def token(record: TokenRecord) -> dict[str, Any]:

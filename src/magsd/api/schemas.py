@@ -4,14 +4,22 @@ Requests are checked against these; replies are written by `render`, and these
 describe them in the API's document (a test compares the two).
 """
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Final, Literal
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+)
 
 from magsd.model.errors import ErrorCode, JobCode
 from magsd.model.lifecycle import Status
-from magsd.model.names import JOB_NAME_MAX
+from magsd.model.names import JOB_NAME_MAX, WORKSPACE_NAME
 from magsd.model.records import LogSource, Scope
 
 NOT_BUILT: Final = "Not supported by this version."
@@ -24,7 +32,22 @@ def _time(value: object) -> object:
     return value
 
 
-Time = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_time)]
+def _integral(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Number = Annotated[int, BeforeValidator(_integral)]
+"""JSON does not tell 64.0 from 64, and some clients write the one for the other."""
+
+
+def _utc(moment: datetime) -> datetime:
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("must lie between the years 1 and 9999, in UTC") from None
+
+
+Time = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_time), AfterValidator(_utc)]
 
 
 def _whole(text: str) -> str:
@@ -41,13 +64,24 @@ Text = Annotated[str, AfterValidator(_whole)]
 """What a database can keep."""
 
 
+_WORKSPACE: Final[dict[str, JsonValue]] = {"pattern": f"^({WORKSPACE_NAME})?$"}
+"""Describes names that the core checks; clients send empty ones for none."""
+_NAME: Final[dict[str, JsonValue]] = {"minLength": 1, "maxLength": 128, "pattern": r"\S"}
+"""Describes names that the core checks."""
+
+
 class SubmitRequest(BaseModel):
     """A script, and what it needs."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
-    script: str = Field(description="Run by `/bin/sh` as root in `/root`; at most 1 MiB.")
-    type: str = Field("inline", description="Only `inline`.")
+    script: str = Field(
+        description="Run by `/bin/sh` as root in `/root`; at most 1 MiB.",
+        json_schema_extra={"pattern": r"\S"},
+    )
+    type: str = Field(
+        "inline", description="Only `inline`.", json_schema_extra={"enum": ["inline"]}
+    )
     name: Text | None = Field(
         None,
         min_length=1,
@@ -62,19 +96,33 @@ class SubmitRequest(BaseModel):
         ),
     )
     rootfs_type: str | None = Field(None, description="Image to start from. Default: `standard`.")
-    timeout: int | None = Field(None, description="Seconds the script may take.")
-    vcpus: int | None = Field(None, description="Virtual processors.")
-    memory_mb: int | None = Field(None, description="Memory in MiB.")
-    disk_gb: int | None = Field(None, description="Writable disk in GiB.")
+    timeout: Number | None = Field(None, description="Seconds the script may take.")
+    vcpus: Number | None = Field(None, description="Virtual processors.")
+    memory_mb: Number | None = Field(None, description="Memory in MiB.")
+    disk_gb: Number | None = Field(None, description="Writable disk in GiB.")
     engine: str | None = Field(None, description="What runs the VM. Default: the server's choice.")
-    workspace_id: str = Field("", description=NOT_BUILT)
-    base_workspace_id: str = Field("", description=NOT_BUILT)
+    workspace_id: str | None = Field(
+        None,
+        description=(
+            "The script begins with what this workspace holds, and what it changes in the whole "
+            "file system is kept there. One job at a time has a workspace."
+        ),
+        json_schema_extra=_WORKSPACE,
+    )
+    base_workspace_id: str | None = Field(
+        None,
+        description=(
+            "An existing workspace to begin with, which is not changed. With `workspace_id`: a "
+            "fork, unless that exists already and is begun with itself."
+        ),
+        json_schema_extra=_WORKSPACE,
+    )
     persistent: bool = Field(False, description=NOT_BUILT)
     no_sleep: bool = Field(False, description=NOT_BUILT)
-    no_sync: bool = Field(False, description=NOT_BUILT)
+    no_sync: bool = Field(False, description="What the script changes is not kept.")
     startup_command: str = Field("", description=NOT_BUILT)
     file_ids: list[str] = Field([], description=NOT_BUILT)
-    idle_timeout: int = Field(0, description=NOT_BUILT)
+    idle_timeout: Number = Field(0, description=NOT_BUILT)
     reset: bool = Field(False, description=NOT_BUILT)
 
 
@@ -83,28 +131,37 @@ class TokenRequest(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    name: Text = Field(description="For people, 1 to 128 characters.")
+    name: Text = Field(
+        description="For people, 1 to 128 characters, not all of them blank.",
+        json_schema_extra=_NAME,
+    )
     account: Text | None = Field(
-        None, description="Made if it is new; only an admin token may choose another than its own."
+        None,
+        description="Made if it is new; only an admin token may choose another than its own.",
+        json_schema_extra=_NAME,
     )
     scopes: list[str] = Field(
-        default_factory=lambda: [Scope.JOBS.value], description="`jobs`, `admin`."
+        default_factory=lambda: [Scope.JOBS.value],
+        description="At least one. Default: `jobs`.",
+        json_schema_extra={"minItems": 1, "items": {"enum": list(Scope), "type": "string"}},
     )
     expires_at: Time | None = Field(None, description="RFC 3339. Default: never.")
 
 
-class _Reply(BaseModel):
+class Reply(BaseModel):
+    """What is answered: nothing but what is named."""
+
     model_config = ConfigDict(extra="forbid")
 
 
-class ErrorReply(_Reply):
+class ErrorReply(Reply):
     """Whatever went wrong."""
 
     error: str = Field(description="What went wrong and what to do, for people.")
     code: ErrorCode = Field(description="The same for programs.")
 
 
-class Submitted(_Reply):
+class Submitted(Reply):
     """The job is taken on."""
 
     request_id: str
@@ -113,7 +170,7 @@ class Submitted(_Reply):
     warnings: list[str] = Field([], description="Fields of the request that nobody knows.")
 
 
-class JobReply(_Reply):
+class JobReply(Reply):
     """What became of a job so far."""
 
     request_id: str
@@ -138,11 +195,16 @@ class JobReply(_Reply):
     engine: str
     isolation: str = Field(description="What stood between the script and the host.")
     generation: int = Field(description="Rises with every change; `after` of a long poll.")
+    workspace_synced: bool | None = Field(
+        None,
+        description="Only with a workspace: whether what the job changed is stored durably; null "
+        "before its end, and when its script never began.",
+    )
     error: str = Field("", description="Only on failure.")
     code: JobCode | None = Field(None, description="Only on failure.")
 
 
-class ListedJob(_Reply):
+class ListedJob(Reply):
     """A job in a list."""
 
     request_id: str
@@ -156,7 +218,7 @@ class ListedJob(_Reply):
     vm_id: str
 
 
-class JobsReply(_Reply):
+class JobsReply(Reply):
     """One page of jobs."""
 
     jobs: list[ListedJob]
@@ -165,7 +227,7 @@ class JobsReply(_Reply):
     page_size: int
 
 
-class Entry(_Reply):
+class Entry(Reply):
     """One line of a log."""
 
     timestamp: datetime
@@ -175,14 +237,14 @@ class Entry(_Reply):
     seq: int | None = Field(None, description="Only with `after`: where to go on from.")
 
 
-class LogsReply(_Reply):
+class LogsReply(Reply):
     """A log, as far as it is kept."""
 
     logs: list[Entry]
     truncated: bool = Field(False, description="Whether older entries were left out.")
 
 
-class Done(_Reply):
+class Done(Reply):
     """It is done."""
 
     success: Literal[True]
@@ -195,7 +257,17 @@ class Stopped(Done):
     status: Literal["completed", "error", "stopping"]
 
 
-class TokenReply(_Reply):
+class PoolStatusReply(Reply):
+    """VMs of this service."""
+
+    idle_vms: int = Field(description="They wait for a script.")
+    busy_vms: int
+    total_vms: int
+    min_pool_size: int
+    max_pool_size: int
+
+
+class TokenReply(Reply):
     """A token without its secret."""
 
     id: str
@@ -213,14 +285,14 @@ class NewToken(TokenReply):
     token: str
 
 
-class TokensReply(_Reply):
+class TokensReply(Reply):
     """The tokens within reach."""
 
     tokens: list[TokenReply]
     total: int
 
 
-class Whoami(_Reply):
+class Whoami(Reply):
     """Whom the token speaks for."""
 
     account: str
@@ -228,15 +300,30 @@ class Whoami(_Reply):
     scopes: list[Scope]
 
 
-class Health(_Reply):
+class Health(Reply):
     """The server answers."""
 
     status: Literal["ok", "ready"]
+    warning: str | None = Field(
+        None, description="What an operator should know although scripts can run."
+    )
 
 
-class VersionReply(_Reply):
+class EngineReply(Reply):
+    """What can run scripts here."""
+
+    name: str
+    isolation: str
+    accelerator: Literal["kvm", "tcg"] | None = Field(
+        None, description="What carries out a guest's instructions: `tcg` is emulation."
+    )
+    remark: str | None = Field(None, description="What an operator should know of it.")
+
+
+class VersionReply(Reply):
     """What runs here."""
 
     name: Literal["magsd"]
     version: str
     api: list[str]
+    engines: list[EngineReply]

@@ -4,8 +4,19 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from magsd.core.access import Access
+from magsd.core.workspaces import Workspaces
+from magsd.engine.base import Capabilities
 from magsd.model.lifecycle import Status
-from magsd.model.records import JobPage, JobSpec, JobStatus, LogLine, LogSource, Principal
+from magsd.model.records import (
+    JobPage,
+    JobSpec,
+    JobStatus,
+    LogLine,
+    LogSource,
+    PoolStatus,
+    Principal,
+    Synced,
+)
 
 
 class Logs(Protocol):
@@ -27,8 +38,18 @@ class Service(Protocol):
     def access(self) -> Access:
         """Accounts and tokens."""
 
+    @property
+    def workspaces(self) -> Workspaces:
+        """Workspaces and their versions."""
+
     def readiness(self) -> str | None:
         """Return None when a script can run, else why not."""
+
+    def engines(self) -> Sequence[Capabilities]:
+        """Return what the engines can do that jobs may ask for."""
+
+    def warning(self) -> str | None:
+        """Return what an operator should know although scripts can run."""
 
     async def submit(
         self, principal: Principal, spec: JobSpec, idempotency_key: str | None = None
@@ -56,8 +77,14 @@ class Service(Protocol):
     ) -> JobPage:
         """Return one page of the caller's jobs."""
 
+    def pool_status(self) -> PoolStatus:
+        """Return how many VMs wait and work."""
+
     async def stop(self, principal: Principal, ref: str) -> JobStatus:
         """Stop a job; a status that is not final means that it goes on."""
+
+    async def sync(self, principal: Principal, ref: str) -> Synced:
+        """Keep what a running job has changed so far."""
 
     async def logs(
         self,

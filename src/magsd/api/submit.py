@@ -53,6 +53,9 @@ def spec_of(fields: dict[str, Any]) -> JobSpec:
         memory_mb=_one("memory_mb", asked.memory_mb, settings.memory_mb),
         disk_gb=asked.disk_gb,
         engine=asked.engine,
+        workspace_id=asked.workspace_id or None,
+        base_workspace_id=asked.base_workspace_id or None,
+        no_sync=asked.no_sync,
         ignored=shortened(fields.keys() - _KNOWN),
     )
 

@@ -4,7 +4,8 @@ The edges (HTTP, later SSH) speak with this class only. It puts the parts of
 the core together, and owns the order in which they start and end.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 
 import structlog
 
@@ -12,16 +13,31 @@ from magsd.aio import Tasks
 from magsd.core.access import Access
 from magsd.core.jobs import Jobs
 from magsd.core.logs import Logs
+from magsd.core.loop_watch import watch_loop
 from magsd.core.node import Node
+from magsd.core.retention import Retention
 from magsd.core.settings import CoreSettings
 from magsd.core.supervisor import Supervisor
-from magsd.engine.base import Engine
-from magsd.model.errors import MagsError
+from magsd.core.workspace_upkeep import WorkspaceUpkeep
+from magsd.core.workspaces import Workspaces
+from magsd.engine.base import Capabilities, Engine
+from magsd.model.errors import CapacityError, MagsError
 from magsd.model.lifecycle import Status
-from magsd.model.records import JobPage, JobSpec, JobStatus, LogLine, LogPage, LogSource, Principal
+from magsd.model.records import (
+    JobPage,
+    JobSpec,
+    JobStatus,
+    LogLine,
+    LogPage,
+    LogSource,
+    PoolStatus,
+    Principal,
+    Synced,
+)
 
 _PREPARE_AGAIN_S = 30.0
 _PROBE_S = 5.0
+_RELOAD_S = 5.0
 _SAVE_LAST_USED_S = 60.0
 
 _log = structlog.get_logger()
@@ -36,10 +52,13 @@ class Application:
         self._node = node
         self._supervisor = Supervisor(node)
         self._jobs = Jobs(node, self._supervisor)
+        self.workspaces = Workspaces(node)
         self._logs = Logs(node, self._jobs, self._supervisor)
         self._tasks = Tasks(_report)
-        self._unprepared: dict[str, str] = {}
         self._is_closing = False
+        node.metrics.watch_queue(lambda: node.room.waiting)
+        node.metrics.watch_vms(self._vms)
+        node.metrics.watch_readiness(self.readiness)
 
     @classmethod
     async def open(cls, node: Node) -> "Application":
@@ -52,9 +71,17 @@ class Application:
         try:
             for name, engine in node.engines.items():
                 await application._prepare(name, engine)
+            await node.quotas.load(node.database)
+            node.archive.start()
+            await node.uploads.start()
             await application._supervisor.start()
+            node.pool.start()
+            application._tasks.spawn("quotas", application._reload_quotas())
+            application._tasks.spawn("loop lag", watch_loop(node.metrics, node.clock))
             application._tasks.spawn("engines", application._prepare_again())
             application._tasks.spawn("database", application._probe_database())
+            application._tasks.spawn("retention", Retention(node, node.archive).run())
+            application._tasks.spawn("upkeep", WorkspaceUpkeep(node).run())
             application._tasks.spawn("tokens", application._save_last_used())
         except BaseException:  # what was begun ends here, also when cancelled
             await application.aclose()
@@ -68,14 +95,17 @@ class Application:
         """
         self._is_closing = True
         await self._supervisor.aclose()
+        await self._node.pool.aclose()
         await self._tasks.aclose()
+        await self._node.uploads.aclose()
+        await self._node.archive.aclose()
         await self.access.save_last_used()
 
     def readiness(self) -> str | None:
         """Return None when a script can run, else one sentence why not."""
         if self._is_closing:
             return "the service is stopping"
-        if (reason := self._unprepared.get(self.settings.default_engine)) is not None:
+        if (reason := self._node.unusable.get(self.settings.default_engine)) is not None:
             return reason
         if (trouble := self._node.database.trouble) is not None:
             return f"the database cannot be written: {trouble}"
@@ -84,6 +114,16 @@ class Application:
         except MagsError as error:
             return error.message
         return None
+
+    def engines(self) -> Sequence[Capabilities]:
+        """Return what the engines can do that jobs may ask for."""
+        return [engine.capabilities for engine in self._node.engines.values()]
+
+    def warning(self) -> str | None:
+        """Return what an operator should know although scripts can run, in one sentence."""
+        if self._node.archive.trouble is None:
+            return None
+        return "the object store cannot be used: logs stay on this machine until it can"
 
     async def submit(
         self, principal: Principal, spec: JobSpec, idempotency_key: str | None = None
@@ -122,6 +162,10 @@ class Application:
         """End a job; its status is not final yet if that takes long. See `Jobs.stop`."""
         return await self._jobs.stop(principal, ref)
 
+    async def sync(self, principal: Principal, ref: str) -> Synced:
+        """Keep what a running job has changed in its workspace. See `Jobs.sync`."""
+        return await self._jobs.sync(principal, ref)
+
     async def logs(
         self,
         principal: Principal,
@@ -144,20 +188,40 @@ class Application:
         """Yield a job's lines in batches as they come, until it has ended. See `Logs.follow`."""
         return self._logs.follow(principal, ref, after=after, source=source)
 
+    def pool_status(self) -> PoolStatus:
+        """Return how many VMs wait and work."""
+        idle = sum(self._node.pool.count().values())
+        busy = sum(self._supervisor.count().values())
+        return PoolStatus(idle, busy, self.settings.pool_min, self.settings.pool_max)
+
+    def _vms(self) -> Mapping[tuple[str, str], int]:
+        idle, busy = self._node.pool.count(), self._supervisor.count()
+        return {
+            (engine, state): counts.get(engine, 0)
+            for engine in self._node.engines
+            for state, counts in (("idle", idle), ("busy", busy))
+        }
+
+    async def _reload_quotas(self) -> None:
+        while True:
+            await self._node.clock.sleep(_RELOAD_S)
+            with suppress(CapacityError):
+                await self._node.quotas.load(self._node.database)
+
     async def _prepare(self, name: str, engine: Engine) -> None:
         try:
             await engine.prepare()
         except MagsError as error:
-            if self._unprepared.get(name) != error.message:
+            if self._node.unusable.get(name) != error.message:
                 _log.error("engine_not_ready", engine=name, error=error.message, why=error.detail)
-            self._unprepared[name] = error.message
+            self._node.unusable[name] = error.message
         else:
-            self._unprepared.pop(name, None)
+            self._node.unusable.pop(name, None)
 
     async def _prepare_again(self) -> None:
         while True:
             await self._node.clock.sleep(_PREPARE_AGAIN_S)
-            for name in list(self._unprepared):
+            for name in list(self._node.unusable):
                 await self._prepare(name, self._node.engines[name])
 
     async def _probe_database(self) -> None:

@@ -40,6 +40,10 @@ class Events:
         if len(self._ended) > self._ended_max:
             self._ended.popitem(last=False)
 
+    def forget(self, request_id: RequestId) -> None:
+        """Take note that an ended job is no more."""
+        self._ended.pop(request_id, None)
+
     def get(self, request_id: RequestId) -> JobStatus | None:
         """Return what was published last, if it is still in memory."""
         return self._live.get(request_id) or self._ended.get(request_id)

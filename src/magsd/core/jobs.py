@@ -17,22 +17,43 @@ from sqlalchemy import Connection
 
 from magsd.aio import finish
 from magsd.core import launch, statuses
+from magsd.core.admission import Admission, Admitted
+from magsd.core.launch import Shape
 from magsd.core.node import Node
 from magsd.core.supervisor import Supervisor
+from magsd.core.workspaces import check_free
 from magsd.db import jobs
-from magsd.model.errors import ConflictError, InvalidError, NotFoundError
+from magsd.model.errors import (
+    CapacityError,
+    ConflictError,
+    InvalidError,
+    JobCode,
+    LaunchError,
+    NotFoundError,
+    QuotaError,
+)
 from magsd.model.lifecycle import Goal, RunState, Status, admit
 from magsd.model.names import (
     AccountId,
     RequestId,
     check_job_name,
+    check_workspace_name,
     is_request_id,
     new_request_id,
     new_run_id,
     new_subdomain,
 )
 from magsd.model.quota import completed
-from magsd.model.records import Job, JobPage, JobSpec, JobStatus, Principal, Run, RunSpec
+from magsd.model.records import (
+    Job,
+    JobPage,
+    JobSpec,
+    JobStatus,
+    Principal,
+    Run,
+    RunSpec,
+    Synced,
+)
 
 _KEY_MAX: Final = 255
 _KEY_KEPT: Final = timedelta(hours=24)
@@ -44,6 +65,7 @@ class Jobs:
     def __init__(self, node: Node, supervisor: Supervisor) -> None:
         self._node = node
         self._supervisor = supervisor
+        self._admission = Admission(node)
 
     async def submit(
         self, principal: Principal, spec: JobSpec, idempotency_key: str | None = None
@@ -52,15 +74,16 @@ class Jobs:
 
         With a key that the account used within a day the job of then is
         returned; `ConflictError` when that one asked for something else.
+        Raises `QuotaError` and `CapacityError` for what `Admission` refuses.
         """
-        run_spec, engine = self._checked(spec)
+        run_spec, shape = self._checked(spec)
         idempotency = _idempotency(spec, idempotency_key)
         now = self._node.clock.now()
         job = Job(
             request_id=new_request_id(),
             account_id=principal.account_id,
             name=f"mags-job-{int(now.timestamp())}" if spec.name is None else spec.name,
-            workspace_id=None,
+            workspace_id=spec.workspace_id,
             persistent=False,
             no_sleep=False,
             subdomain=new_subdomain(),
@@ -68,18 +91,49 @@ class Jobs:
             goal_version=1,
             generation=1,
             created_at=now,
+            base_workspace_id=spec.base_workspace_id,
+            no_sync=spec.no_sync,
         )
-        isolation = self._node.engines[engine].capabilities.isolation
-        run = Run(new_run_id(), job.request_id, 1, RunState.PENDING, engine, isolation, now)
+        isolation = self._node.engines[shape.engine].capabilities.isolation
+        run = Run(new_run_id(), job.request_id, 1, RunState.PENDING, shape.engine, isolation, now)
+        try:
+            return await self._admit(job, run, run_spec, shape, idempotency)
+        except (QuotaError, CapacityError):
+            # A submit that is sent again asks for nothing more.
+            if (known := await self._known(job, idempotency)) is not None:
+                return known
+            raise
 
-        def store(tx: Connection) -> tuple[Job, Run]:
-            known = _submitted_before(tx, job, idempotency)
-            if known is None:
-                jobs.add(tx, job, run, run_spec, self._node.settings.node, idempotency)
-            return known or (job, run)
+    async def _admit(
+        self,
+        job: Job,
+        run: Run,
+        run_spec: RunSpec,
+        shape: Shape,
+        idempotency: jobs.Idempotency | None,
+    ) -> JobStatus:
+        is_pooled = job.workspace_id is None and job.base_workspace_id is None
+        with self._admission.admitted(
+            job.account_id, run_spec, shape, is_pooled=is_pooled
+        ) as admitted:
+            if (vm := admitted.start.vm) is not None:
+                # One commit for both: the job, and the VM that it has.
+                run = dataclasses.replace(
+                    run,
+                    state=RunState.LAUNCHING,
+                    vm_id=vm.handle.vm,
+                    claimed_at=self._node.clock.now(),
+                )
 
-        # Once it is asked for it is carried out, whether or not the caller still listens.
-        return await finish(self._submitted(store, job, run_spec))
+            def store(tx: Connection) -> tuple[Job, Run]:
+                known = _submitted_before(tx, job, idempotency)
+                if known is None:
+                    check_free(tx, job)
+                    jobs.add(tx, job, run, run_spec, self._node.settings.node, idempotency)
+                return known or (job, run)
+
+            # Once it is asked for it is carried out, whether or not the caller still listens.
+            return await finish(self._submitted(store, job, admitted))
 
     async def status(
         self,
@@ -166,7 +220,7 @@ class Jobs:
 
         async def ask() -> tuple[Job, Run]:
             job, run = await self._node.database.write(store)
-            self._supervisor.want(job, run)
+            self._supervisor.want(job)
             return job, run
 
         found = self._shown(*await finish(ask()))
@@ -181,35 +235,81 @@ class Jobs:
             pass
         return found
 
+    async def sync(self, principal: Principal, ref: str) -> Synced:
+        """Keep what a running job has changed so far, and wait for that for `stop_wait_s`.
+
+        Raises `InvalidError` where nothing is kept, `ConflictError` when it
+        does not run, `CapacityError` when it takes longer: it goes on then.
+        """
+        job, _ = await self.load(principal, ref)
+        if not job.is_kept:
+            why = "it has no workspace" if job.workspace_id is None else "it was begun with no_sync"
+            raise InvalidError(f"there is nothing to sync for this job: {why}")
+        try:
+            async with asyncio.timeout(self._node.settings.stop_wait_s):
+                return await self._supervisor.sync(job.request_id)
+        except TimeoutError:
+            text = "the object store takes its time: what was captured is stored as soon as it can"
+            raise CapacityError(f"{text}; ask again to see whether it is") from None
+
     # --- parts -----------------------------------------------------------------
 
-    def _checked(self, spec: JobSpec) -> tuple[RunSpec, str]:
-        settings, engines = self._node.settings, self._node.engines
+    def _checked(self, spec: JobSpec) -> tuple[RunSpec, Shape]:
+        settings = self._node.settings
         if spec.name is not None:
             check_job_name(spec.name)
+        for field in ("workspace_id", "base_workspace_id"):
+            if (name := getattr(spec, field)) is not None:
+                check_workspace_name(field, name)
         run_spec = completed(spec, settings.limits)
-        engine = settings.default_engine if spec.engine in (None, "auto") else spec.engine
-        if engine not in engines:
-            known = ", ".join(["auto", *sorted(engines)])
-            raise InvalidError(f"engine: there is no {engine!r} here (known: {known})")
-        most = engines[engine].capabilities.max_vcpus
+        engine = self._engine_of(spec)
+        most = self._node.engines[engine].capabilities.max_vcpus
         if run_spec.vcpus > most:
             raise InvalidError(f"vcpus: engine {engine} gives a VM at most {most}")
         try:
-            launch.image_of(run_spec, self._node.images, settings)
-        except NotFoundError as error:
+            shape = launch.shape_of(engine, run_spec, self._node.images, settings)
+        except LaunchError as error:
+            if error.job_code is not JobCode.LAUNCH_FAILED:
+                raise
             raise InvalidError(f"rootfs_type: {error.message}", error.detail) from error
-        return run_spec, engine
+        return run_spec, shape
+
+    def _engine_of(self, spec: JobSpec) -> str:
+        """Return the engine of a job. Raises `InvalidError` for one that cannot be had here.
+
+        Whoever leaves the choice to the server is told by its readiness.
+        """
+        if spec.engine in (None, "auto"):
+            return self._node.settings.default_engine
+        engines, unusable = self._node.engines, self._node.unusable
+        known = ", ".join(["auto", *sorted(engines.keys() - unusable.keys())])
+        if spec.engine not in engines:
+            raise InvalidError(f"engine: there is no {spec.engine!r} here (known: {known})")
+        if (reason := unusable.get(spec.engine)) is not None:
+            raise InvalidError(
+                f"engine: {spec.engine} cannot be used here (known: {known}): {reason}"
+            )
+        return spec.engine
 
     async def _submitted(
-        self, store: Callable[[Connection], tuple[Job, Run]], job: Job, run_spec: RunSpec
+        self, store: Callable[[Connection], tuple[Job, Run]], job: Job, admitted: Admitted
     ) -> JobStatus:
-        stored, run = await self._node.database.write(store)
-        if stored.request_id != job.request_id:
-            return self._node.events.get(stored.request_id) or self._shown(stored, run)
-        status = self._node.publish(stored, run)
-        self._supervisor.want(stored, run, run_spec)
+        with self._supervisor.expecting(job.request_id):
+            stored, run = await self._node.database.write(store)
+            if stored.request_id != job.request_id:
+                return self._node.events.get(stored.request_id) or self._shown(stored, run)
+            status = self._node.publish(stored, run)
+            admitted.is_taken_over = True
+            self._supervisor.add(stored, run, admitted.need, admitted.start)
+        self._node.metrics.job_submitted(run.engine)
         return status
+
+    async def _known(self, job: Job, idempotency: jobs.Idempotency | None) -> JobStatus | None:
+        """Return the job that was submitted before with the same key."""
+        if idempotency is None:
+            return None
+        found = await self._node.database.read(lambda tx: _before(tx, job, idempotency))
+        return None if found is None else self._shown(*found)
 
     def _shown(self, job: Job, run: Run) -> JobStatus:
         """Return the status of a job from its rows, or what was published meanwhile."""
@@ -253,13 +353,19 @@ def _submitted_before(
     """Return the job that was submitted with the same key, if that was lately."""
     if idempotency is None:
         return None
+    if (found := _before(tx, job, idempotency)) is not None:
+        return found
+    if (known := jobs.by_idempotency_key(tx, job.account_id, idempotency.key)) is not None:
+        jobs.release_key(tx, known[0])
+    return None
+
+
+def _before(tx: Connection, job: Job, idempotency: jobs.Idempotency) -> tuple[Job, Run] | None:
+    """Return the job that used the key within the time that keys are kept for."""
     known = jobs.by_idempotency_key(tx, job.account_id, idempotency.key)
-    if known is None:
+    if known is None or known[2] <= job.created_at - _KEY_KEPT:
         return None
-    request_id, digest, created_at = known
-    if created_at <= job.created_at - _KEY_KEPT:
-        jobs.release_key(tx, request_id)
-        return None
+    request_id, digest, _ = known
     if digest != idempotency.digest:
         raise ConflictError(
             f"Idempotency-Key was used for job {request_id}, which asked for something else"

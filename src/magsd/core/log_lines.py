@@ -19,8 +19,11 @@ LINE_MAX: Final = 64 * 1024
 """Bytes of the longest line; a longer one is split."""
 EPOCH_SHIFT: Final = 40
 
+DATA: Final = 1
+"""The kind of a record that holds bytes of a stream."""
+
 _OUT, _ERR, _SYSTEM = 1, 2, 3
-_DATA, _GAP, _EXIT = 1, 2, 3
+_GAP, _EXIT = 2, 3
 _SOURCES: Final = {_OUT: LogSource.STDOUT, _ERR: LogSource.STDERR, _SYSTEM: LogSource.SYSTEM}
 
 
@@ -53,6 +56,9 @@ class _Partial:
     """Where in its channel the next byte belongs."""
     at_ns: int = 0
 
+    def copied(self) -> "_Partial":
+        return _Partial(self.parts.copy(), self.length, self.offset, self.at_ns)
+
     def take(self) -> bytes:
         text = b"".join(self.parts)
         self.parts.clear()
@@ -74,7 +80,13 @@ class Assembler:
 
     def copied(self) -> "Assembler":
         """Return an assembler that goes on from here on its own."""
-        return copy.deepcopy(self)
+        other = copy.copy(self)
+        other._partials = {key: partial.copied() for key, partial in self._partials.items()}
+        return other
+
+    def is_like(self, other: "Assembler") -> bool:
+        """Say whether the same lines will come from both."""
+        return self._base == other._base and self._partials == other._partials
 
     def feed(self, record: Record) -> list[Entry]:
         """Return the lines that end in `record`."""
@@ -116,7 +128,7 @@ class Assembler:
         partial = self._partials.get((record.stream, record.channel))
         is_plain = (
             partial is not None
-            and record.kind == _DATA
+            and record.kind == DATA
             and record.channel != _SYSTEM
             and record.offset == partial.offset
             and not _may_be_long(partial, record.payload)

@@ -1,114 +1,45 @@
 """A job's log: its lines as they are now, and as they come.
 
-The journals are the log; a job has one for each VM that was tried for it, and
-reads them one after the other. Lines are put together by `log_lines`. A reader
-that goes on where an earlier one stopped need not read what lies before: the
-unfinished lines of that place are remembered for a while.
+The journals are the log; `log_reader` reads them, `log_archive` has those here
+that are over. Places where readers stopped are remembered for a while: whoever
+goes on there need not read what lies before, and all who wait at one place for
+more read it once.
 """
 
 import asyncio
 import dataclasses
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
-from typing import Final
+from typing import Final, TypeVar
+from weakref import WeakValueDictionary
 
+from magsd.aio import SingleFlight
 from magsd.core.jobs import Jobs
-from magsd.core.log_lines import Assembler, Entry
-from magsd.core.log_places import LogPlaces
+from magsd.core.log_lines import Entry
+from magsd.core.log_reader import STEPS_MAX, LogReader, Place, first_place
 from magsd.core.node import Node
 from magsd.core.supervisor import Supervisor
-from magsd.guest.journal import JournalReader, Record
 from magsd.model.lifecycle import RunState
-from magsd.model.names import RequestId, VmId
+from magsd.model.names import RequestId
 from magsd.model.records import LogLine, LogPage, LogSource, Principal, Run
 
 LINES_MAX: Final = 50_000
-_STEP_BYTES: Final = 256 * 1024
-_STEPS_MAX: Final = 400
+_BATCH_LINES: Final = 500
+_BATCH_BYTES: Final = 64 * 1024
+"""What a follower who does not read on keeps in memory is no more than one batch."""
 _PLACES_REMEMBERED: Final = 256
 _HELD_MAX: Final = 16 * 1024
 """Bytes of unfinished lines of a place that is remembered."""
 
-
-@dataclasses.dataclass(slots=True)
-class _Place:
-    """How far a log has been read."""
-
-    epoch: int
-    position: int
-    assembler: Assembler
-    last_seq: int = 0
-    """Of the last line that ended before here."""
-
-    def copied(self) -> "_Place":
-        return dataclasses.replace(self, assembler=self.assembler.copied())
+_Line = TypeVar("_Line", Entry, LogLine)
 
 
-class _Cursor:
-    """Reads the log of one job from a place on. Its calls block."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Batch:
+    """What followers are given, the same object to all."""
 
-    def __init__(self, places: LogPlaces, request_id: RequestId, start: _Place | None) -> None:
-        self._places = places
-        self._request_id = request_id
-        self.place = start or _Place(1, 0, Assembler(1))
-
-    def read(self, run: Run) -> Sequence[Entry] | None:
-        """Return the lines that end in the next stretch; None when there is nothing more now.
-
-        `run` must have been known before the call: what it says is there, is read.
-        """
-        if (records := self._next(run)) is None:
-            return None
-        place = self.place
-        if records:
-            entries: Sequence[Entry] = [
-                entry for record in records for entry in place.assembler.feed(record)
-            ]
-        else:
-            entries = self._finished(run)
-        if entries:
-            self.place.last_seq = entries[-1].seq
-        return entries if entries or records or place is not self.place else None
-
-    def skim(self, run: Run, source: LogSource | None) -> int | None:
-        """Go past the next stretch and return how many lines of `source` end in it."""
-        if (records := self._next(run)) is None:
-            return None
-        place = self.place
-        if records:
-            return sum(place.assembler.skim(record, source) for record in records)
-        entries = self._finished(run)
-        return len(entries) if entries or place is not self.place else None
-
-    def _next(self, run: Run) -> list[Record] | None:
-        """Return the next records; none of them when this journal is over."""
-        place = self.place
-        is_last = place.epoch >= run.epoch
-        records, place.position = self._records(place, run.vm_id if is_last else None)
-        if not records and is_last and run.state is not RunState.ENDED:
-            return None
-        return records
-
-    def _finished(self, run: Run) -> Sequence[Entry]:
-        """Return the last lines of a journal that is over, and go on to the next if there is one."""
-        place = self.place
-        if place.epoch < run.epoch:
-            self.place = _Place(place.epoch + 1, 0, Assembler(place.epoch + 1), place.last_seq)
-        return place.assembler.finish(place.position)
-
-    def unfinished(self) -> Sequence[Entry]:
-        """Return the lines that have been begun, as far as they go."""
-        return self.place.assembler.copied().finish(self.place.position)
-
-    def _records(self, place: _Place, vm: VmId | None) -> tuple[list[Record], int]:
-        while True:
-            directory = self._places.find(self._request_id, place.epoch, vm)
-            if directory is None:
-                return [], place.position
-            records, position = JournalReader(directory).read(place.position, _STEP_BYTES)
-            # Nothing is an answer only if the journal was not put away meanwhile.
-            if records or self._places.find(self._request_id, place.epoch, vm) == directory:
-                return records, position
+    lines: tuple[LogLine, ...]
+    end: Place
 
 
 class Logs:
@@ -118,7 +49,9 @@ class Logs:
         self._node = node
         self._jobs = jobs
         self._supervisor = supervisor
-        self._remembered: OrderedDict[RequestId, _Place] = OrderedDict()
+        self._remembered: OrderedDict[RequestId, Place] = OrderedDict()
+        self._beginnings: WeakValueDictionary[RequestId, Place] = WeakValueDictionary()
+        self._steps = SingleFlight()
 
     async def page(
         self,
@@ -131,15 +64,17 @@ class Logs:
         """Return a job's lines: the newest, or with `after` the first ones that follow it.
 
         `LINES_MAX` at most. Without `after` the line that a script has begun and
-        not ended is there too. Raises `NotFoundError`.
+        not ended is there too. Raises `NotFoundError`, and what
+        `LogArchive.hold` does.
         """
         _, run = await self._jobs.load(principal, ref)
-        cursor = self._cursor(run.request_id, after or 0)
-        if after is None:
-            page = await asyncio.to_thread(_newest_page, cursor, run, source)
-        else:
-            page = await asyncio.to_thread(_page, cursor, run, source, after)
-        self._remember(run.request_id, cursor)
+        reader, start = self._reader(run.request_id), self._place(run.request_id, after or 0)
+        async with self._node.archive.hold(run):
+            if after is None:
+                page, end = await asyncio.to_thread(_newest_page, reader, start, run, source)
+            else:
+                page, end = await asyncio.to_thread(_page, reader, start, run, source, after)
+        self._remember(run.request_id, end)
         return page
 
     async def follow(
@@ -152,88 +87,119 @@ class Logs:
     ) -> AsyncIterator[Sequence[LogLine]]:
         """Yield the lines that follow `after`, as they come, until the job has ended.
 
-        Raises `NotFoundError` at the first step.
+        All who follow a log are given the same sequences where they can be.
+        Raises `NotFoundError` at the first step, and what `LogArchive.hold` does.
         """
-        job, _ = await self._jobs.load(principal, ref)
-        request_id = job.request_id
-        cursor = self._cursor(request_id, after)
+        _, run = await self._jobs.load(principal, ref)
+        request_id = run.request_id
+        place = self._place(request_id, after)
         with self._node.log_pulses.listen(request_id) as pulse:
-            try:
-                while True:
-                    # Both are asked before the read, so that nothing falls between.
-                    seen, run = pulse.count, await self._run(principal, request_id)
-                    entries = await asyncio.to_thread(cursor.read, run)
-                    if entries is None and run.state is RunState.ENDED:
-                        return
-                    if entries is None:
-                        await pulse.changed(seen)
-                    elif chosen := _chosen(entries, source, after):
-                        yield [entry.line() for entry in chosen]
-            finally:
-                self._remember(request_id, cursor)
+            while True:
+                # Both are asked before the read, so that nothing falls between.
+                seen = pulse.count
+                if run.state is not RunState.ENDED:
+                    run = await self._run(principal, request_id)
+                batch = await self._next(place, run, seen)
+                if batch is None and run.state is RunState.ENDED:
+                    return
+                if batch is None:
+                    await pulse.changed(seen)
+                    continue
+                place = batch.end
+                if chosen := _chosen(batch.lines, source, after):
+                    del batch  # Whoever stays away long keeps no more than it has to.
+                    yield chosen
+
+    async def _next(self, place: Place, run: Run, seen: int) -> _Batch | None:
+        """Read on from `place`; whoever asks the same at the same time gets the same."""
+        key = (place, run, seen)
+        batch: _Batch | None = await self._steps.do(key, lambda: self._read(place, run))
+        return batch
+
+    async def _read(self, place: Place, run: Run) -> _Batch | None:
+        reader = self._reader(run.request_id)
+        async with self._node.archive.hold(run):
+            batch = await asyncio.to_thread(_batch, reader, place, run)
+        if batch is None:
+            return None
+        end = self._remember(run.request_id, batch.end)
+        return dataclasses.replace(batch, end=end)
 
     async def _run(self, principal: Principal, request_id: RequestId) -> Run:
         if (run := self._supervisor.run_of(request_id)) is not None:
             return run
         return (await self._jobs.load(principal, request_id))[1]
 
-    def _cursor(self, request_id: RequestId, after: int) -> _Cursor:
+    def _reader(self, request_id: RequestId) -> LogReader:
+        return LogReader(self._node.places, request_id)
+
+    def _place(self, request_id: RequestId, after: int) -> Place:
+        """Return the place to read from whoever wants what follows `after`."""
         place = self._remembered.get(request_id)
-        start = place.copied() if place is not None and place.last_seq <= after else None
-        return _Cursor(self._node.places, request_id, start)
+        if place is not None and place.last_seq <= after:
+            return place
+        if (beginning := self._beginnings.get(request_id)) is None:
+            self._beginnings[request_id] = beginning = first_place()
+        return beginning
 
-    def _remember(self, request_id: RequestId, cursor: _Cursor) -> None:
-        if cursor.place.assembler.held_bytes > _HELD_MAX:
-            return
-        self._remembered[request_id] = cursor.place.copied()
-        self._remembered.move_to_end(request_id)
-        if len(self._remembered) > _PLACES_REMEMBERED:
-            self._remembered.popitem(last=False)
+    def _remember(self, request_id: RequestId, place: Place) -> Place:
+        """Remember a place, and return it or the one like it that is known already."""
+        known = self._remembered.get(request_id)
+        if known is not None and known.is_like(place):
+            place = known
+        if place.assembler.held_bytes <= _HELD_MAX:
+            self._remembered[request_id] = place
+            self._remembered.move_to_end(request_id)
+            if len(self._remembered) > _PLACES_REMEMBERED:
+                self._remembered.popitem(last=False)
+        return place
 
 
-def _page(cursor: _Cursor, run: Run, source: LogSource | None, after: int) -> LogPage:
-    """Return the first lines after `after`."""
+def _batch(reader: LogReader, place: Place, run: Run) -> _Batch | None:
+    """Read what one batch has."""
+    found = reader.step(place, run, lines=_BATCH_LINES, bytes_=_BATCH_BYTES)
+    return (
+        None if found is None else _Batch(tuple(entry.line() for entry in found.entries), found.end)
+    )
+
+
+def _page(
+    reader: LogReader, place: Place, run: Run, source: LogSource | None, after: int
+) -> tuple[LogPage, Place]:
+    """Return the first lines after `after`, and where the reading stopped."""
     kept: list[Entry] = []
-    for _ in range(_STEPS_MAX):  # A script may print faster than it is read.
-        entries = cursor.read(run)
-        if entries is None or len(kept) > LINES_MAX:
+    for _ in range(STEPS_MAX):
+        found = reader.step(place, run)
+        if found is None or len(kept) > LINES_MAX:
             break
-        kept += _chosen(entries, source, after)
-    return LogPage([entry.line() for entry in kept[:LINES_MAX]], len(kept) > LINES_MAX)
+        place = found.end
+        kept += _chosen(found.entries, source, after)
+    lines = [entry.line() for entry in kept[:LINES_MAX]]
+    return LogPage(lines, len(kept) > LINES_MAX), place
 
 
-def _newest_page(cursor: _Cursor, run: Run, source: LogSource | None) -> LogPage:
-    """Return the last lines, the unfinished ones too."""
-    is_truncated = _go_near_end(cursor, run, source)
+def _newest_page(
+    reader: LogReader, place: Place, run: Run, source: LogSource | None
+) -> tuple[LogPage, Place]:
+    """Return the last lines, the unfinished ones too, and where the reading stopped."""
+    place, is_truncated = reader.near_end(place, run, source, LINES_MAX)
     kept: list[Entry] = []
-    for _ in range(_STEPS_MAX):
-        entries = cursor.read(run)
-        if entries is None:
-            kept += _chosen(cursor.unfinished(), source, 0)
+    for _ in range(STEPS_MAX):
+        found = reader.step(place, run)
+        if found is None:
+            unfinished = place.assembler.copied().finish(place.position)
+            kept += _chosen(unfinished, source, 0)
             break
-        kept += _chosen(entries, source, 0)
+        place = found.end
+        kept += _chosen(found.entries, source, 0)
     lines = [entry.line() for entry in kept[-LINES_MAX:]]
-    return LogPage(lines, is_truncated or len(kept) > LINES_MAX)
+    return LogPage(lines, is_truncated or len(kept) > LINES_MAX), place
 
 
-def _go_near_end(cursor: _Cursor, run: Run, source: LogSource | None) -> bool:
-    """Put a cursor where not many more than `LINES_MAX` lines follow; say whether more do."""
-    marks: deque[tuple[_Place, int]] = deque()
-    following = 0
-    for _ in range(_STEPS_MAX):
-        place = cursor.place.copied()
-        if (lines := cursor.skim(run, source)) is None:
-            break
-        marks.append((place, lines))
-        following += lines
-        while following - marks[0][1] > LINES_MAX:
-            following -= marks.popleft()[1]
-    if marks:
-        cursor.place = marks[0][0]
-    return following > LINES_MAX
-
-
-def _chosen(entries: Sequence[Entry], source: LogSource | None, after: int) -> list[Entry]:
+def _chosen(entries: Sequence[_Line], source: LogSource | None, after: int) -> Sequence[_Line]:
+    """Return those after `after` of `source`: the sequence itself where these are all."""
+    if source is None and entries and entries[0].seq > after:
+        return entries
     return [
         entry
         for entry in entries

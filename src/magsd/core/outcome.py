@@ -72,6 +72,29 @@ def of_failed_launch(error: LaunchError) -> Outcome:
     return Outcome(None, error.job_code, error.message)
 
 
+def of_pending_version(version: int) -> str:
+    """Return what a job's log says when the object store could not be waited for."""
+    return (
+        f"version {version} of the workspace lies on this machine alone so far: the object store "
+        "cannot be used now. It is stored as soon as that can be, and the next job here begins "
+        "from it"
+    )
+
+
+def of_version_aside(version: int) -> str:
+    """Return what a job's log says when another became the workspace's newest version first."""
+    return (
+        f"version {version} of the workspace is stored, and another became the newest before it "
+        "could: restore it to go on from it"
+    )
+
+
+def of_lost_changes(exit_code: int | None, why: str) -> Outcome:
+    """Return what it means that what a run changed could not be kept."""
+    text = f"what the job changed could not be kept in its workspace: {why}"
+    return Outcome(exit_code, JobCode.STATE_LOST, text)
+
+
 def of_broken(*, has_begun: bool) -> Outcome:
     """Return what it means that this service could not go on with a run."""
     text = "the service could not go on with this job: its operator finds the reason in the log"

@@ -5,10 +5,11 @@ those that a crash kept from it. What no run knows goes with the engine's sweep.
 """
 
 import asyncio
+from functools import partial
 
 import structlog
 
-from magsd.aio import backoff_s
+from magsd.aio import backoff_s, finish
 from magsd.core.node import Node
 from magsd.db import log_index
 from magsd.engine.base import Handle
@@ -30,16 +31,22 @@ def handle_of(node: Node, run: Run) -> Handle | None:
 async def give_back(node: Node, run: Run, account_id: AccountId) -> None:
     """End what is left of a run's VM and put its journal away.
 
-    May be asked again, and is, after a failure at any step.
+    May be asked again, and is, after a failure at any step; whoever asks
+    meanwhile waits for the same.
     """
-    if (handle := handle_of(node, run)) is None:
-        return
+    if (handle := handle_of(node, run)) is not None:
+        begin = partial(_give_back, node, run, handle, account_id)
+        await finish(node.given_back.do(handle.vm, begin))
+
+
+async def _give_back(node: Node, run: Run, handle: Handle, account_id: AccountId) -> None:
     # Without its engine, which an operator may have taken away, only files are left.
     if (engine := node.engines.get(run.engine)) is not None:
         await engine.stop(handle)
     size_bytes = await asyncio.to_thread(node.places.size_bytes, handle.vm)
     if not size_bytes:
         await asyncio.to_thread(node.places.remove, handle.vm)
+        node.archive.want()  # It may have been put away before something failed.
         return
     # The row comes first: a log without one would be kept for ever.
     await node.database.write(
@@ -54,6 +61,7 @@ async def give_back(node: Node, run: Run, account_id: AccountId) -> None:
         )
     )
     await asyncio.to_thread(node.places.put_away, run.request_id, run.epoch, handle.vm)
+    node.archive.want()
 
 
 async def give_back_at_last(node: Node, run: Run, account_id: AccountId) -> None:

@@ -3,8 +3,12 @@
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
-from magsd.model.quota import Limits
+from magsd.model.amount import Amount
+from magsd.model.quota import Limits, Quota
+
+_PLENTY: Final = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -25,8 +29,37 @@ class CoreSettings:
     node: str = "local"
     """Name of this machine in rows."""
     launches_at_once: int = 2 * (os.cpu_count() or 1)
-    vms_max: int = 256
-    """How many VMs may live at once; more jobs than that wait `pending`, in turn by account."""
+    capacity: Amount = field(default_factory=lambda: Amount(256, _PLENTY, _PLENTY, _PLENTY))
+    """What VMs may take together; jobs that ask for more wait `pending`, in turn by account."""
+    disk_free_min_bytes: int = 0
+    """With less than that free for the data directory no job is taken on."""
+    queue_max: int = 10_000
+    """How many jobs may wait for room."""
+    quota: Quota = field(default_factory=Quota)
+    """Of accounts that have none of their own."""
+    pool_min: int = 0
+    """How many VMs of the usual shape wait at the least."""
+    pool_max: int = 0
+    """How many VMs of any shape wait at the most; 0: none do."""
+    pool_total_max: int = 0
+    """How many VMs of all shapes together wait at the most."""
+    pool_keepalive_s: float = 600.0
+    """For so long after they were asked for last, more than `pool_min` wait."""
+    log_rate_bytes: int = 16 << 20
+    """A second; whoever prints more is held back after `log_burst_bytes`. 0: nobody is."""
+    log_burst_bytes: int = 64 << 20
+    logs_cache_mb: int = 256
+    """MiB of copies of logs that the object store has."""
+    layers_cache_mb: int = 20_480
+    """MiB of layers that the object store has and no job uses."""
+    layers_max: int = 8
+    """Own layers of a workspace; more become one."""
+    versions_kept: int = 10
+    """Of each workspace, the newest."""
+    retention_logs_days: int = 30
+    """After so many days a log goes; 0: never."""
+    retention_jobs_days: int = 30
+    """So many days after its end a job goes; 0: never."""
     snapshots_max: int = 4096
     """Ended jobs whose last status is kept in memory."""
     stop_wait_s: float = 25.0

@@ -10,6 +10,8 @@ from magsd.model.records import Job, JobStatus, Run
 def of_job(job: Job, run: Run, settings: CoreSettings) -> JobStatus:
     """Return the status of `job`, whose last run is `run`."""
     is_attached = run.started_at is not None and run.state is not RunState.LAUNCHING
+    # Before that its result may be known, but what it changed is not kept yet.
+    is_over = run.state is RunState.ENDED
     return JobStatus(
         request_id=job.request_id,
         account_id=job.account_id,
@@ -21,19 +23,26 @@ def of_job(job: Job, run: Run, settings: CoreSettings) -> JobStatus:
         no_sleep=job.no_sleep,
         subdomain=job.subdomain,
         url=settings.url_of(job.subdomain),
-        exit_code=run.exit_code if run.state is RunState.ENDED else 0,
+        exit_code=run.exit_code if is_over else 0,
         queue_duration_ms=_ms(job.created_at, run.claimed_at),
         acquire_duration_ms=_ms(run.claimed_at, run.started_at),
         script_duration_ms=_ms(run.started_at, run.ended_at),
         created_at=job.created_at,
         started_at=run.started_at,
-        completed_at=run.ended_at,
-        error=run.error,
-        code=run.code,
+        completed_at=run.ended_at if is_over else None,
+        error=run.error if is_over else None,
+        code=run.code if is_over else None,
         engine=run.engine,
         isolation=run.isolation,
         generation=job.generation,
+        workspace_synced=_is_synced(job, run),
     )
+
+
+def _is_synced(job: Job, run: Run) -> bool | None:
+    if job.workspace_id is None or run.state is not RunState.ENDED:
+        return None
+    return False if job.no_sync else run.is_synced
 
 
 def _ms(begin: datetime | None, end: datetime | None) -> int:

@@ -1,35 +1,43 @@
 """The one task that owns a run: it walks the run to its job's goal, a step at a time.
 
-Nobody else touches the run's VM or writes its row. Every write is guarded by
-run and epoch; an actor whose write finds no row has been replaced, gives its
-VM back and ends. What may happen next is `model.lifecycle`'s decision, what an
-end means `outcome`'s; how a VM is reached is `vm_link`'s.
+Nobody else touches the run's VM or writes its row. An actor whose write finds
+no row has been replaced, gives its VM back and ends. What may happen next is
+`model.lifecycle`'s decision, what an end means `outcome`'s; how a run comes to
+a VM is `vm_start`'s part, how a VM is reached `vm_link`'s.
 """
 
 import asyncio
 import dataclasses
 from collections.abc import Coroutine
 from contextlib import suppress
-from errno import ENOSPC
 from typing import Any, Final, TypeVar
 
 import structlog
 
 from magsd.aio import backoff_s, finish, unless
-from magsd.core import launch, outcome
+from magsd.core import outcome
 from magsd.core.node import Node
 from magsd.core.outcome import Outcome
 from magsd.core.remains import give_back, give_back_at_last, handle_of
-from magsd.core.slots import Slots
-from magsd.core.vm_link import Found, ScriptEnd, VmLink, known_end
-from magsd.db import jobs, runs
+from magsd.core.run_row import FencedError, RunRow
+from magsd.core.vm_changes import VmChanges
+from magsd.core.vm_link import Found, ScriptEnd, VmLink, began_at, known_end
+from magsd.core.vm_start import HeadStart, VmStart
+from magsd.db import jobs
 from magsd.engine.base import EndReason, Engine, Handle, VmEnd
-from magsd.guest.journal import append_note
 from magsd.guest.shim import ShimConnection, ShimError
-from magsd.model.errors import CapacityError, JobCode, LaunchError
+from magsd.model.amount import Amount
+from magsd.model.errors import (
+    CapacityError,
+    ConflictError,
+    InvalidError,
+    JobCode,
+    LaunchError,
+    TooLargeError,
+)
 from magsd.model.lifecycle import OVER, Goal, RunState, Step, may_launch_again, next_step
-from magsd.model.names import new_vm_id
-from magsd.model.records import Job, Run, RunSpec
+from magsd.model.names import AccountId
+from magsd.model.records import Job, Run, Synced
 
 _FAILURES_MAX: Final = 5
 """How often in a row a step may break in a way that nobody foresaw."""
@@ -40,34 +48,41 @@ _Result = TypeVar("_Result")
 _log = structlog.get_logger()
 
 
-class FencedError(Exception):
-    """Somebody else has the run now."""
-
-
 class VmActor:
     """The owner of one run."""
 
-    def __init__(self, node: Node, job: Job, run: Run, spec: RunSpec | None = None) -> None:
+    def __init__(
+        self, node: Node, job: Job, run: Run, need: Amount, start: HeadStart | None = None
+    ) -> None:
         self._node = node
-        self._job = job
-        self._run = run
-        self._spec = spec
-        self._link: VmLink | None = None
-        self._has_slot = False
-        self._told: str | None = None
+        self._row = RunRow(node, job, run)
+        self._need = need
         self._goal_changed = asyncio.Event()
+        self._changes = VmChanges(node, self._row)
+        self._start = VmStart(
+            node, self._row, self._changes, need, start or HeadStart(), self._unless_goal_changes
+        )
+        self._link: VmLink | None = None
         self._log = _log.bind(request_id=job.request_id)
 
     @property
     def run(self) -> Run:
         """The run as it was committed last."""
-        return self._run
+        return self._row.run
 
     def want(self, goal: Goal, goal_version: int) -> None:
         """Take note of a goal that has been committed."""
-        if goal_version > self._job.goal_version:
-            self._job = dataclasses.replace(self._job, goal=goal, goal_version=goal_version)
+        if self._row.want(goal, goal_version):
             self._goal_changed.set()
+
+    async def sync(self) -> Synced:
+        """Keep what a job that runs has changed so far, and return when it is stored.
+
+        Raises `ConflictError` when it does not run, and what `VmChanges.sync` raises.
+        """
+        if self._link is None or self.run.state is not RunState.RUNNING:
+            raise ConflictError("the job does not run at this moment: try again when it does")
+        return await self._changes.sync(self._handle)
 
     async def live(self) -> None:
         """Walk until the run has ended and its VM is given back.
@@ -78,14 +93,16 @@ class VmActor:
             try:
                 await self._walk()
             except FencedError:
-                self._log.warning("fenced", run_id=self._run.run_id, epoch=self._run.epoch)
+                self._log.warning("fenced", run_id=self.run.run_id, epoch=self.run.epoch)
                 await self._let_go()
             finally:
+                # At once: who is told of the end may submit the next.
+                self._node.quotas.give_back(self._account_id, self._need)
+                await self._start.aclose()
                 await self._detach()
-            await give_back_at_last(self._node, self._run, self._job.account_id)
+            await give_back_at_last(self._node, self.run, self._account_id)
         finally:
-            if self._has_slot:
-                self._node.vms.release()
+            self._start.release_room()
 
     async def _walk(self) -> None:
         failures = 0
@@ -104,13 +121,18 @@ class VmActor:
             except FencedError:
                 raise
             except Exception:  # noqa: BLE001 - a run must end, whatever breaks
-                self._log.exception("step_failed", step=step, run_id=self._run.run_id)
+                self._log.exception("step_failed", step=step, run_id=self.run.run_id)
                 await self._node.clock.sleep(backoff_s(failures))
                 failures += 1
 
     def _next_step(self) -> Step | None:
         self._goal_changed.clear()
-        return next_step(self._run.state, self._job.goal, is_attached=self._link is not None)
+        return next_step(
+            self.run.state,
+            self._row.job.goal,
+            is_attached=self._link is not None,
+            is_claimed=self._start.is_claimed,
+        )
 
     async def _do(self, step: Step) -> None:
         match step:
@@ -118,68 +140,34 @@ class VmActor:
                 await self._launch()
             case Step.DISCARD:
                 await self._end(outcome.STOPPED)
+            case Step.BEGIN:
+                self._attach_begun(await self._start.begin())
             case Step.RECOVER:
                 await self._recover()
             case Step.FOLLOW:
                 await self._follow()
             case Step.STOP:
                 await self._stop()
+            case Step.SAVE:
+                await self._save()
 
     # --- steps ---------------------------------------------------------------
 
     async def _launch(self) -> None:
-        if not self._has_slot:
-            self._has_slot = bool(await self._unless_goal_changes(self._turn(self._node.vms)))
-        if not self._has_slot:
-            return
-        if not await self._unless_goal_changes(self._turn(self._node.launches)):
-            return
         try:
-            await self._claim()
-            await self._start()
+            self._attach_begun(await self._start.launch())
         except LaunchError as error:
             self._log.warning("launch_failed", error=error.message, detail=error.detail)
+            self._node.metrics.launch_failed(self.run.engine, error.job_code)
             await self._end(outcome.of_failed_launch(error))
-        finally:
-            self._node.launches.release()
 
-    async def _turn(self, slots: Slots) -> bool:
-        await slots.acquire(self._job.account_id)
-        return True
-
-    async def _claim(self) -> None:
-        """Write down which VM it will be, before there is one: a crash must not lose it."""
-        claimed = dataclasses.replace(
-            self._run,
-            state=RunState.LAUNCHING,
-            isolation=self._engine.capabilities.isolation,
-            vm_id=new_vm_id(),
-            claimed_at=self._node.clock.now(),
-        )
-        await self._save(claimed)
-
-    async def _start(self) -> None:
-        spec = self._spec or await self._load_spec()
-        self._spec = None
-        connection = await self._unless_goal_changes(self._started(spec))
+    def _attach_begun(self, connection: ShimConnection | None) -> None:
+        """Follow a script that has begun; None when it has not."""
         if connection is not None:
             self._attach(VmLink(self._engine, self._handle, connection, self._node.clock))
-            self._run = dataclasses.replace(self._run, started_at=self._node.clock.now())
-
-    async def _started(self, spec: RunSpec) -> ShimConnection:
-        vm = self._handle.vm
-        try:
-            self._node.places.make_run_directory(vm)
-        except OSError as error:
-            code = JobCode.HOST_DISK_FULL if error.errno == ENOSPC else JobCode.LAUNCH_FAILED
-            text = "the host could not make a directory for the VM"
-            raise LaunchError(text, str(error), code) from error
-        if spec.ignored:
-            self._append(f"ignored unknown fields of the request: {', '.join(spec.ignored)}")
-        plan = await launch.plan_of(
-            vm, self._run.epoch, spec, self._node.images, self._node.settings
-        )
-        return await launch.start(self._engine, plan, spec, self._node.clock)
+            # By the same clock as its end, and as a later daemon would find it.
+            began = began_at(self._handle) or self._node.clock.now()
+            self._row.run = dataclasses.replace(self.run, started_at=began)
 
     async def _follow(self) -> None:
         ended = self._attached.known_end()
@@ -191,65 +179,95 @@ class VmActor:
 
     async def _stop(self) -> None:
         # A script that was over before anybody asked for its end keeps its result.
-        is_asked = self._run.state is RunState.STOPPING
+        is_asked = self.run.state is RunState.STOPPING
         if not is_asked and (ended := self._attached.known_end()) is not None:
             await self._end_by(ended)
             return
         await self._mark_running()
-        await self._save(dataclasses.replace(self._run, state=RunState.STOPPING))
+        await self._row.save(dataclasses.replace(self.run, state=RunState.STOPPING))
         await self._attached.terminate()
         await self._end(outcome.STOPPED)
 
+    async def _save(self) -> None:
+        self._start.occupy_room()
+        await self._detach()
+        try:
+            kept = await self._changes.keep(self._handle)
+        except (LookupError, InvalidError, TooLargeError) as error:
+            await self._lose_changes(str(error))
+            return
+        if kept.is_aside:
+            await self._tell_end(outcome.of_version_aside(kept.version))
+        elif not kept.is_synced:
+            await self._tell_end(outcome.of_pending_version(kept.version))
+        await self._publish_end(dataclasses.replace(self.run, is_synced=kept.is_synced))
+
+    async def _lose_changes(self, why: str) -> None:
+        """End a run whose changes cannot be kept, and say so whatever else its end is."""
+        self._log.error("changes_lost", run_id=self.run.run_id, why=why)
+        result = outcome.of_lost_changes(self.run.exit_code, why)
+        assert result.error is not None
+        await self._tell_end(result.error)
+        lost = dataclasses.replace(self.run, is_synced=False, code=result.code, error=result.error)
+        await self._publish_end(lost)
+
     async def _recover(self) -> None:
-        if not self._has_slot:
-            self._node.vms.occupy()
-            self._has_slot = True
-        found = await VmLink.find(self._engine, self._handle, self._node.clock)
-        if found.began_at is None and self._run.started_at is None:
+        self._start.occupy_room()
+        async with self._node.recoveries:
+            found = await VmLink.find(self._engine, self._handle, self._node.clock)
+        if found.began_at is None and self.run.started_at is None:
             await self._begin_again(found)
             return
         if found.link is not None:
             self._attach(found.link)
-        began_at = self._run.started_at or found.began_at
-        self._run = dataclasses.replace(self._run, started_at=began_at)
+        began = self.run.started_at or found.began_at
+        self._row.run = dataclasses.replace(self.run, started_at=began)
         if found.link is not None and found.end is None:
             with suppress(ShimError):  # Not worth more than a try: the job goes on.
                 await found.link.note("the service was restarted; the job went on meanwhile")
-        elif self._run.state is RunState.STOPPING:
+        elif self.run.state is RunState.STOPPING or self._was_ended_on_request(found):
             await self._end(outcome.STOPPED)
         else:
             await self._end_by(found.end or _traceless())
+
+    def _was_ended_on_request(self, found: Found) -> bool:
+        """Say whether the VM was ended here because somebody wants the job to end."""
+        if self._row.job.goal not in OVER or found.end is None or found.end.vm_end is None:
+            return False
+        return found.end.vm_end.reason is EndReason.KILLED
 
     async def _begin_again(self, found: Found) -> None:
         """The VM was lost, or is useless, before its script began: take another."""
         if found.link is not None:
             await found.link.aclose()
-        if self._job.goal in OVER:
+        if self._row.job.goal in OVER:
             await self._end(outcome.STOPPED)
             return
-        if not may_launch_again(self._run.epoch):
-            text = f"{self._run.epoch} VMs were lost before the script began"
+        if not may_launch_again(self.run.epoch):
+            text = f"{self.run.epoch} VMs were lost before the script began"
             await self._end(outcome.of_failed_launch(LaunchError(text)))
             return
-        await give_back(self._node, self._run, self._job.account_id)
+        await give_back(self._node, self.run, self._account_id)
         again = dataclasses.replace(
-            self._run,
-            epoch=self._run.epoch + 1,
+            self.run,
+            epoch=self.run.epoch + 1,
             state=RunState.PENDING,
             vm_id=None,
             claimed_at=None,
         )
-        await self._save(again)
+        await self._row.save(again)
 
     async def _mark_running(self) -> None:
-        if self._run.state is RunState.LAUNCHING:
-            await self._publish(dataclasses.replace(self._run, state=RunState.RUNNING))
+        if self.run.state is RunState.LAUNCHING:
+            await self._row.publish(dataclasses.replace(self.run, state=RunState.RUNNING))
 
     # --- ends ----------------------------------------------------------------
 
     async def _end_by(self, ended: ScriptEnd) -> None:
         if ended.has_timed_out:
-            result = outcome.of_timeout((await self._load_spec()).timeout_s)
+            request_id = self._row.request_id
+            spec = await self._node.database.read(lambda tx: jobs.spec(tx, request_id))
+            result = outcome.of_timeout(spec.timeout_s)
         elif ended.wait_status is not None:
             result = outcome.of_script(ended.wait_status)
         else:
@@ -264,30 +282,39 @@ class VmActor:
         nobody has to wait for that, and it is done again after a crash."""
         if result.error is not None and result.code is not JobCode.SCRIPT_FAILED:
             await self._tell_end(result.error)
-        await self._publish(
-            dataclasses.replace(
-                self._run,
-                state=RunState.ENDED,
-                ended_at=(ended and ended.at) or self._node.clock.now(),
-                exit_code=result.exit_code,
-                code=result.code,
-                error=result.error,
-            )
+        run = dataclasses.replace(
+            self.run,
+            ended_at=(ended and ended.at) or self._node.clock.now(),
+            exit_code=result.exit_code,
+            code=result.code,
+            error=result.error,
         )
+        if self._row.job.is_kept and run.started_at is not None:
+            await self._row.save(dataclasses.replace(run, state=RunState.SAVING))
+        else:
+            await self._publish_end(run)
+
+    async def _publish_end(self, run: Run) -> None:
+        await self._row.publish(dataclasses.replace(run, state=RunState.ENDED))
+        self._node.metrics.job_ended(run.engine, run.code)
 
     async def _give_up(self) -> None:
         """Nothing helps: end the run, and its VM with it."""
         await self._detach()
-        if self._run.vm_id is not None:
+        if self.run.state is RunState.SAVING:
+            await self._lose_changes("the service could not keep them, see its log")
+            return
+        # Without its engine, which an operator may have taken away, nothing can be stopped.
+        if self.run.vm_id is not None and self.run.engine in self._node.engines:
             await self._engine.stop(self._handle)
             if (ended := known_end(self._handle)) is not None:
                 await self._end_by(ended)
                 return
-        await self._end(outcome.of_broken(has_begun=self._run.started_at is not None))
+        await self._end(outcome.of_broken(has_begun=self.run.started_at is not None))
 
     async def _let_go(self) -> None:
         """Show what whoever has the run now made of it, if it has ended."""
-        job = self._job
+        job = self._row.job
         found = await self._node.database.read(
             lambda tx: jobs.get(tx, job.account_id, job.request_id)
         )
@@ -297,12 +324,16 @@ class VmActor:
     # --- what the steps are made of ------------------------------------------
 
     @property
+    def _account_id(self) -> AccountId:
+        return self._row.job.account_id
+
+    @property
     def _engine(self) -> Engine:
-        return self._node.engines[self._run.engine]
+        return self._node.engines[self.run.engine]
 
     @property
     def _handle(self) -> Handle:
-        handle = handle_of(self._node, self._run)
+        handle = handle_of(self._node, self.run)
         assert handle is not None
         return handle
 
@@ -314,7 +345,7 @@ class VmActor:
     def _attach(self, link: VmLink) -> None:
         self._link = link
         beat = self._node.log_pulses.beat
-        link.on_journal(lambda _: beat(self._job.request_id))
+        link.on_journal(lambda _: beat(self._row.request_id))
 
     async def _detach(self) -> None:
         link, self._link = self._link, None
@@ -324,56 +355,26 @@ class VmActor:
     async def _unless_goal_changes(self, work: Coroutine[Any, Any, _Result]) -> _Result | None:
         return await unless(self._goal_changed, work)
 
-    async def _load_spec(self) -> RunSpec:
-        request_id = self._job.request_id
-        return await self._node.database.read(lambda tx: jobs.spec(tx, request_id))
-
     async def _tell_end(self, text: str) -> None:
-        """Append the last line of the log, once, whoever writes the journal now."""
-        if self._told == text:
+        """Append the last line of the log, unless it is there: whoever writes the journal now,
+        and whoever did when this was tried before, here or in an earlier daemon."""
+        if self.run.vm_id is None or await self._has_told(text):
             return
         if self._link is not None:
             try:
                 await self._link.note(text)
-                self._told = text
                 return
             except ShimError as error:
                 self._log.debug("note_refused", error=str(error))
             # Only when the shim is gone may anybody else write; the VM is of no use by now.
             await self._detach()
             await self._engine.stop(self._handle)
-        if self._run.vm_id is not None:
-            self._append(text)
-        self._told = text
+            if await self._has_told(text):
+                return
+        self._node.run_log.append(self.run, text)
 
-    def _append(self, text: str) -> None:
-        run, places = self._run, self._node.places
-        assert run.vm_id is not None
-        at_ns = int(self._node.clock.now().timestamp() * 1e9)
-        try:
-            directory = places.find(run.request_id, run.epoch, run.vm_id)
-            append_note(directory or places.make_run_directory(run.vm_id), text, at_ns)
-        except OSError as error:  # A full disk must not keep the run from its end.
-            self._log.warning("note_lost", text=text, error=str(error))
-        self._node.log_pulses.beat(run.request_id)
-
-    async def _save(self, run: Run) -> None:
-        await self._write(run, self._job.generation)
-
-    async def _publish(self, run: Run) -> None:
-        generation = self._job.generation + 1
-        await self._write(run, generation)
-        self._job = dataclasses.replace(self._job, generation=generation)
-        self._node.publish(self._job, run)
-
-    async def _write(self, run: Run, generation: int) -> None:
-        epoch = self._run.epoch
-        is_written = await self._node.database.write(
-            lambda tx: runs.save(tx, run, epoch=epoch, generation=generation)
-        )
-        if not is_written:
-            raise FencedError
-        self._run = run
+    async def _has_told(self, text: str) -> bool:
+        return await asyncio.to_thread(self._node.run_log.ends_with, self.run, text)
 
 
 def _traceless() -> ScriptEnd:

@@ -170,6 +170,12 @@ async def _reached(engine: Engine, handle: Handle) -> ShimConnection | VmEnd:
         raise UnreachableError("the VM lives but takes no connection", repr(error)) from error
 
 
+def began_at(handle: Handle) -> datetime | None:
+    """Return when the script of a VM began, as its shim has written it down."""
+    state = read_stream(handle.run_directory, SCRIPT_STREAM)
+    return None if state is None else _moment(state.opened_ns)
+
+
 def known_end(handle: Handle) -> ScriptEnd | None:
     """Return how the script of a VM ended, if it has, dead or alive as the VM may be."""
     state = read_stream(handle.run_directory, SCRIPT_STREAM)

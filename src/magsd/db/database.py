@@ -1,9 +1,9 @@
-"""The connection to SQL: one writer, several readers, the schema up to date.
+"""The way to SQL: one thread that writes, several that read, commits that are shared.
 
-Owns engines, threads, pragmas, transactions and migrations. What is in the
-tables is the business of the repositories beside it, each named after its noun:
-plain functions of a connection, run here in a thread. Whatever is asked to be
-written while a commit is under way shares the next one.
+What is in the tables is the business of the repositories beside it, each named
+after its noun: plain functions of a connection, run here in a thread. What a
+transaction is, and what a server's errors mean, is a `Driver`'s. Whatever is
+asked to be written while a commit is under way shares the next one.
 """
 
 import asyncio
@@ -12,29 +12,20 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from time import monotonic
 from typing import Any, Final, TypeVar
 
-from alembic import command
-from alembic.config import Config
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import ArgumentError
 
+from magsd.db.driver import READERS, Driver, UnavailableError
+from magsd.db.postgres import PostgresDriver
+from magsd.db.sqlite import SqliteDriver
 from magsd.model.errors import CapacityError, InvalidError
 
-_MIGRATIONS: Final = Path(__file__).with_name("migrations")
-_READERS: Final = 4
 _WRITES_MAX: Final = 64
 """How many writes may share a commit."""
-_PRAGMAS: Final = (
-    "PRAGMA journal_mode=WAL",
-    "PRAGMA synchronous=FULL",
-    "PRAGMA foreign_keys=ON",
-    "PRAGMA busy_timeout=10000",
-    "PRAGMA cache_size=-8192",
-)
-
 _TRY_AGAIN: Final = "the service cannot {} now: try again in a moment"
 
 _Result = TypeVar("_Result")
@@ -49,44 +40,51 @@ class _Write:
 class Database:
     """An open database, migrated to the schema of this version. Belongs to one event loop."""
 
-    def __init__(self, writer: Engine, readers: Engine) -> None:
-        self._writer = writer
-        self._readers = readers
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
         self._write_thread = ThreadPoolExecutor(1, "database-writer")
-        self._read_threads = ThreadPoolExecutor(_READERS, "database-reader")
+        self._read_threads = ThreadPoolExecutor(READERS, "database-reader")
         self._writes: deque[_Write] = deque()
         self._is_writing = False
         self._is_closed = False
         self.trouble: str | None = None
-        """Why the last write could not be recorded, for an operator; None when it was."""
+        """Why the database did not do what was asked last, for an operator; None when it did."""
+        self.on_commit: Callable[[float, int], object] | None = None
+        """Told of each commit, in a thread: the seconds it took, and how many writes shared it."""
 
     @classmethod
-    async def open(cls, url: str) -> "Database":
-        """Connect to `url` (`sqlite:////absolute/path`) and bring its schema up to date.
+    async def open(cls, url: str, node: str | None = None) -> "Database":
+        """Connect to `url` and bring the database's schema up to date.
 
-        Raises `InvalidError` for another kind of database and `CapacityError`
-        when the file cannot be opened or written.
+        It begins with `sqlite:///` (and an absolute path) or `postgresql://`.
+        With `node`, nobody else writes as that node while this is open: a
+        PostgreSQL server sees to it; of an SQLite file, who locks its folder does.
+
+        Raises `InvalidError` when an operator must change something first,
+        `ConflictError` when another daemon has the node, and `CapacityError`
+        when the file cannot be opened or written, or no server answers.
         """
-        parsed = make_url(url)
-        if parsed.get_backend_name() != "sqlite":
-            raise InvalidError("the database must be SQLite: sqlite:////path/of/mags.db")
-        plain = parsed.set(drivername="sqlite").render_as_string(hide_password=False)
-        database = cls(_engine(plain, 1, "BEGIN IMMEDIATE"), _engine(plain, _READERS, "BEGIN"))
+        database = cls(_driver(url, node))
+        loop = asyncio.get_running_loop()
         try:
-            await database.write(_migrate)
-        except BaseException:
-            await database.aclose()
+            await loop.run_in_executor(database._write_thread, database._driver.open)
+        except BaseException as error:
+            database._is_closed = True
+            await asyncio.to_thread(database._close)
+            if isinstance(error, UnavailableError):
+                raise CapacityError("the database does not answer", error.reason) from error
             raise
         return database
 
     async def write(self, work: Callable[[Connection], _Result]) -> _Result:
         """Run `work` in a write transaction; what it wrote is durable on return.
 
-        It runs in a thread, must do nothing slow, and may run twice: the first
-        time is undone when another write that shared its transaction raised.
-        What it raises undoes it and is raised here. Raises `CapacityError`
-        when nothing can be written now, as with a full disk. Cancelled, it may
-        or may not have happened.
+        It runs in a thread, must do nothing slow, and may run several times:
+        what it did is undone when another write that shared its transaction
+        raised, or when another daemon was faster. What it raises undoes it and
+        is raised here. Raises `CapacityError` when nothing can be written now,
+        as with a full disk. Cancelled, it may or may not have happened; and so
+        it is when a server goes away during the commit and does not come back.
         """
         if self._is_closed:
             raise CapacityError("the service is stopping: try again in a moment")
@@ -95,7 +93,7 @@ class Database:
     async def probe(self) -> None:
         """Write something of no meaning, so that `trouble` is as it is now."""
         with suppress(CapacityError):
-            await self.write(_write_nothing)
+            await self.write(self._driver.touch)
 
     async def _queued(self, work: Callable[[Connection], _Result]) -> _Result:
         loop = asyncio.get_running_loop()
@@ -112,15 +110,14 @@ class Database:
 
         Raises `CapacityError` when nothing can be read now.
         """
-
-        def run() -> _Result:
-            try:
-                with self._readers.connect() as tx:
-                    return work(tx)
-            except OperationalError as error:
-                raise CapacityError(_TRY_AGAIN.format("look this up"), str(error)) from error
-
-        return await asyncio.get_running_loop().run_in_executor(self._read_threads, run)
+        read = asyncio.get_running_loop().run_in_executor(
+            self._read_threads, self._driver.read, work
+        )
+        try:
+            return await read
+        except UnavailableError as error:
+            self.trouble = error.reason
+            raise CapacityError(_TRY_AGAIN.format("look this up"), error.reason) from error
 
     async def aclose(self) -> None:
         """Finish the writes that were asked for, then close every connection."""
@@ -134,8 +131,7 @@ class Database:
     def _close(self) -> None:
         self._read_threads.shutdown()
         self._write_thread.shutdown()
-        self._readers.dispose()
-        self._writer.dispose()
+        self._driver.close()
 
     def _write_next(self, loop: asyncio.AbstractEventLoop) -> None:
         writes: list[_Write] = []
@@ -156,8 +152,9 @@ class Database:
         written: asyncio.Future[list[tuple[Any, Exception | None]]],
     ) -> None:
         for write, (result, error) in zip(writes, written.result(), strict=True):
-            if isinstance(error, CapacityError):
-                self.trouble = error.detail
+            if isinstance(error, UnavailableError):
+                self.trouble = error.reason
+                error = CapacityError(_TRY_AGAIN.format("record this"), error.reason)
             elif error is None:
                 self.trouble = None
             if write.done.done():
@@ -170,47 +167,32 @@ class Database:
 
     def _commit(self, writes: Sequence[_Write]) -> list[tuple[Any, Exception | None]]:
         """Do all of `writes` in one transaction; each in one of its own if any raises."""
+        began = monotonic()
         try:
-            with self._writer.begin() as tx:
-                return [(write.work(tx), None) for write in writes]
-        except OperationalError as error:
-            return [(None, _unwritable(error))] * len(writes)
+            done: list[tuple[Any, Exception | None]] = self._driver.write(
+                lambda tx: [(write.work(tx), None) for write in writes]
+            )
+        except UnavailableError as error:
+            return [(None, error)] * len(writes)
         except Exception as error:  # noqa: BLE001 - raised again where the write was asked for
             if len(writes) == 1:
                 return [(None, error)]
-        return [self._commit([write])[0] for write in writes]
+            return [self._commit([write])[0] for write in writes]
+        if self.on_commit is not None:
+            self.on_commit(monotonic() - began, len(writes))
+        return done
 
 
-def _engine(url: str, connections: int, begin: str) -> Engine:
-    engine = create_engine(url, pool_size=connections, max_overflow=0)
-
-    @event.listens_for(engine, "connect")
-    def configure(connection: Any, _record: Any) -> None:
-        # The driver would begin transactions by itself, and only before a write.
-        connection.isolation_level = None
-        cursor = connection.cursor()
-        for pragma in _PRAGMAS:
-            cursor.execute(pragma)
-        cursor.close()
-
-    @event.listens_for(engine, "begin")
-    def start(connection: Connection) -> None:
-        connection.exec_driver_sql(begin)
-
-    return engine
-
-
-def _write_nothing(connection: Connection) -> None:
-    # A number in the file's header that nobody reads; it is written though it does not change.
-    connection.exec_driver_sql("PRAGMA user_version = 0")
-
-
-def _migrate(connection: Connection) -> None:
-    config = Config()
-    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
-    config.attributes["connection"] = connection
-    command.upgrade(config, "head")
-
-
-def _unwritable(error: OperationalError) -> CapacityError:
-    return CapacityError(_TRY_AGAIN.format("record this"), str(error))
+def _driver(url: str, node: str | None) -> Driver:
+    scheme, colon, rest = url.partition(":")
+    if scheme == "sqlite":
+        try:
+            return SqliteDriver(make_url(url))
+        except (ArgumentError, ValueError):
+            raise InvalidError("the database's URL must be sqlite:////PATH") from None
+    if scheme in ("postgresql", "postgres"):
+        return PostgresDriver(f"postgresql{colon}{rest}", node)
+    raise InvalidError(
+        "the database must be SQLite, sqlite:////PATH, or PostgreSQL, "
+        "postgresql://USER:PASSWORD@HOST/DATABASE"
+    )

@@ -1,7 +1,7 @@
 """Jobs: what was asked, and the goal; read together with their last run."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ from sqlalchemy import (
 
 from magsd.db import runs
 from magsd.db.schema import job, run
+from magsd.model.amount import Amount
 from magsd.model.lifecycle import Goal, RunState, Status
 from magsd.model.names import AccountId, RequestId, Subdomain
 from magsd.model.records import Job, Run, RunSpec
@@ -28,15 +29,17 @@ _JOB_COLUMNS: Final = (
     job.c.account_id,
     job.c.name,
     job.c.workspace_id,
+    job.c.base_workspace_id,
     job.c.persistent,
     job.c.no_sleep,
+    job.c.no_sync,
     job.c.subdomain,
     job.c.goal,
     job.c.goal_version,
     job.c.generation,
     job.c.created_at,
 )
-_RUN_COLUMNS: Final = tuple(column.label(f"run_{column.name}") for column in run.c)
+_RUN_COLUMNS: Final = runs.COLUMNS
 # By both ids, so that a query may begin at either table.
 _ITS_RUN: Final = and_(run.c.run_id == job.c.run_id, run.c.request_id == job.c.request_id)
 _WITH_RUN: Final = select(*_JOB_COLUMNS, *_RUN_COLUMNS).join(run, _ITS_RUN)
@@ -49,14 +52,15 @@ _SET_GOAL: Final = (
     .where(job.c.request_id == bindparam("id"), job.c.goal_version == bindparam("seen"))
     .values(goal=bindparam("want"), goal_version=bindparam("next"))
 )
-_ALIVE: Final = (RunState.RUNNING, RunState.STOPPING, RunState.SLEEPING)
+_RUNNING: Final = (RunState.RUNNING, RunState.STOPPING, RunState.SAVING)
+_ALIVE: Final = (*_RUNNING, RunState.SLEEPING)
 _IS_ALIVE: Final = run.c.state.in_(_ALIVE)
 _COMES_FIRST: Final = and_(job.c.persistent, _IS_ALIVE)
 _NEWEST_FIRST: Final = (job.c.created_at.desc(), job.c.request_id)
 _UNFINISHED: Final = tuple(state for state in RunState if state is not RunState.ENDED)
 _IS_STATUS: Final[dict[Status, ColumnElement[bool]]] = {
     Status.PENDING: run.c.state.in_([RunState.PENDING, RunState.LAUNCHING]),
-    Status.RUNNING: run.c.state.in_([RunState.RUNNING, RunState.STOPPING]),
+    Status.RUNNING: run.c.state.in_(_RUNNING),
     Status.SLEEPING: run.c.state == RunState.SLEEPING,
     Status.COMPLETED: and_(run.c.state == RunState.ENDED, run.c.code.is_(None)),
     Status.ERROR: and_(run.c.state == RunState.ENDED, run.c.code.is_not(None)),
@@ -90,10 +94,10 @@ def add(
             "account_id": new.account_id,
             "name": new.name,
             "workspace_id": new.workspace_id,
-            "base_workspace_id": None,
+            "base_workspace_id": new.base_workspace_id,
             "persistent": new.persistent,
             "no_sleep": new.no_sleep,
-            "no_sync": False,
+            "no_sync": new.no_sync,
             "subdomain": new.subdomain,
             "goal": new.goal,
             "goal_version": new.goal_version,
@@ -167,14 +171,31 @@ def page(
     return [_records(row) for row in rows], total
 
 
-def unfinished(tx: Connection, node: str) -> Sequence[tuple[Job, Run]]:
-    """Return every job whose last run has not ended on this node, oldest first."""
-    rows = tx.execute(
-        _WITH_RUN.where(run.c.node == node, run.c.state.in_(_UNFINISHED)).order_by(
-            job.c.created_at, job.c.request_id
-        )
-    )
-    return [_records(row) for row in rows]
+def unfinished(
+    tx: Connection, node: str, only: Collection[RequestId] | None = None
+) -> Sequence[tuple[Job, Run, Amount]]:
+    """Return every job whose last run has not ended on this node, or those of `only`
+    among them, and what its VM takes; oldest first."""
+    query = _WITH_RUN.add_columns(job.c.spec).where(_is_unfinished(node))
+    if only is not None:
+        query = query.where(job.c.request_id.in_(only))
+    rows = tx.execute(query.order_by(job.c.created_at, job.c.request_id))
+    return [(*_records(row), _amount(row.spec)) for row in rows]
+
+
+def goals(tx: Connection, node: str) -> dict[RequestId, tuple[Goal, int]]:
+    """Return the goals of those jobs, with their versions: little for each, there may be many."""
+    columns = select(job.c.request_id, job.c.goal, job.c.goal_version)
+    rows = tx.execute(columns.join(run, _ITS_RUN).where(_is_unfinished(node)))
+    return {RequestId(row[0]): (Goal(row[1]), row[2]) for row in rows}
+
+
+def _is_unfinished(node: str) -> ColumnElement[bool]:
+    return and_(run.c.node == node, run.c.state.in_(_UNFINISHED))
+
+
+def _amount(spec: Mapping[str, Any]) -> Amount:
+    return Amount(1, spec["vcpus"], spec["memory_mb"], spec["disk_gb"])
 
 
 def _alive(account_id: AccountId) -> ColumnElement[bool]:
@@ -227,6 +248,8 @@ def _records(row: Any) -> tuple[Job, Run]:
             goal_version=row.goal_version,
             generation=row.generation,
             created_at=row.created_at,
+            base_workspace_id=row.base_workspace_id,
+            no_sync=row.no_sync,
         ),
         runs.record(row),
     )

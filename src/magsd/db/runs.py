@@ -7,6 +7,7 @@ from sqlalchemy import Connection, bindparam, insert, select, update
 
 from magsd.db.schema import job, run
 from magsd.model.errors import JobCode
+from magsd.model.layers import Manifest
 from magsd.model.lifecycle import RunState
 from magsd.model.names import AccountId, RequestId, RunId, VmId
 from magsd.model.records import Run
@@ -23,7 +24,13 @@ _CHANGING: Final = (
     "exit_code",
     "code",
     "error",
+    "base_version",
+    "is_synced",
 )
+COLUMNS: Final = tuple(
+    column.label(f"run_{column.name}") for column in run.c if column.name != "manifest"
+)
+"""Of a run's record, see `record`."""
 _INSERT: Final = insert(run)
 _UPDATE: Final = (
     update(run)
@@ -65,15 +72,26 @@ def save(tx: Connection, new: Run, *, epoch: int, generation: int) -> bool:
 
 def of_vms(tx: Connection, vms: Collection[VmId]) -> dict[VmId, tuple[AccountId, Run]]:
     """Return the runs, with their accounts, that have or last had one of these VMs."""
-    columns = [column.label(f"run_{column.name}") for column in run.c]
     found: dict[VmId, tuple[AccountId, Run]] = {}
-    for row in tx.execute(select(*columns).where(run.c.vm_id.in_(vms))):
+    for row in tx.execute(select(*COLUMNS).where(run.c.vm_id.in_(vms))):
         found[VmId(row.run_vm_id)] = (AccountId(row.run_account_id), record(row))
     return found
 
 
+def set_manifest(tx: Connection, run_id: RunId, epoch: int, manifest: Manifest) -> None:
+    """Write down what a run's root filesystem is made of, in the epoch of its actor."""
+    its = run.c.run_id == run_id, run.c.epoch == epoch
+    tx.execute(update(run).where(*its).values(manifest=manifest.as_json()))
+
+
+def manifest(tx: Connection, run_id: RunId) -> Manifest | None:
+    """Return what a run's root filesystem is made of; None where its image is all."""
+    found = tx.execute(select(run.c.manifest).where(run.c.run_id == run_id)).scalar_one_or_none()
+    return None if found is None else Manifest.from_json(found)
+
+
 def record(row: Any) -> Run:
-    """Return the run in a row whose columns are all named `run_<column>`."""
+    """Return the run in a row with `COLUMNS`."""
     return Run(
         run_id=RunId(row.run_run_id),
         request_id=RequestId(row.run_request_id),
@@ -89,4 +107,6 @@ def record(row: Any) -> Run:
         exit_code=row.run_exit_code,
         code=None if row.run_code is None else JobCode(row.run_code),
         error=row.run_error,
+        base_version=row.run_base_version,
+        is_synced=row.run_is_synced,
     )

@@ -59,6 +59,11 @@ account = Table(
     Column("account_id", String(40), primary_key=True),
     Column("name", String(128), nullable=False, unique=True),
     Column("created_at", Instant, nullable=False),
+    # Its quota; null: the operator's default.
+    Column("jobs_max", Integer),
+    Column("vcpus_max", Integer),
+    Column("memory_mb_max", Integer),
+    Column("disk_gb_max", Integer),
 )
 
 token = Table(
@@ -123,8 +128,13 @@ run = Table(
     Column("exit_code", Integer),
     Column("code", String(32)),
     Column("error", Text),
+    # With a workspace: the version of its own that it began from, and what became of its changes.
+    Column("base_version", Integer),
+    Column("is_synced", Boolean),
+    Column("manifest", JSON),
     Index(None, "node", "state"),
     Index(None, "account_id", "state"),
+    Index(None, "ended_at"),
 )
 
 workspace = Table(
@@ -145,9 +155,18 @@ workspace_version = Table(
     Column("workspace_id", ForeignKey("workspace.workspace_id"), primary_key=True),
     Column("version", Integer, primary_key=True, autoincrement=False),
     Column("account_id", ForeignKey("account.account_id"), nullable=False),
-    Column("manifest", JSON, nullable=False),
+    # `pending`: its layers lie on `node` alone; `live`: the object store has them.
+    Column("state", String(16), nullable=False),
+    Column("node", String(128), nullable=False),
+    # What the head was when it was made; null: nothing.
+    Column("parent", Integer),
+    # Who made it: a run, and which of its captures it was. Null: nobody's run did.
+    Column("run_id", String(40), index=True),
+    Column("capture", Integer),
     Column("size_bytes", BigInteger, nullable=False),
     Column("created_at", Instant, nullable=False),
+    Column("manifest", JSON, nullable=False),
+    Index(None, "node", "state"),
 )
 
 layer = Table(
@@ -219,7 +238,12 @@ log_index = Table(
     Column("account_id", ForeignKey("account.account_id"), nullable=False),
     Column("node", String(128), nullable=False),
     Column("size_bytes", BigInteger, nullable=False),
+    # When it was put away on its node, and when in the object store; null: not yet.
     Column("archived_at", Instant, nullable=False, index=True),
+    Column("stored_at", Instant),
+    Column("object_bytes", BigInteger),
+    Column("object_sha256", String(64)),
+    Index(None, "node", "stored_at"),
 )
 
 audit = Table(

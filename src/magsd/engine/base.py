@@ -4,10 +4,11 @@ A VM's life is owned by its shim, a process that outlives the daemon. An engine
 prepares what the shim needs (disk, layers, cgroup, network slot), starts it and
 later finds it again. Nothing here knows what runs inside.
 
-Places kept for members that come with their features: `still` (a consistent
-moment of the writable layer), `suspend` and `restore`.
+Places kept for members that come with their features: `suspend` and `restore`.
 """
 
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -29,9 +30,12 @@ class Capabilities:
     live_fork: bool
     template: bool
     special_files_kept: bool
-    """FIFOs and extended attributes made inside are seen in a capture."""
+    """FIFOs and extended attributes made inside are seen in a capture. Where not, such an
+    attribute cannot be set, and a FIFO lives as long as its VM."""
     max_vcpus: int
     needs_root: bool
+    accelerator: str = ""
+    """What carries out a guest's instructions where that is a choice: `kvm` or `tcg`."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,18 @@ class Plan:
     memory_mb: int
     disk_gb: int
     pids_limit: int
+    waits: bool = False
+    """It is made ahead of need, and nobody's until it is claimed: VMs that have something to do
+    go first, and where a shim can see its maker's end it ends with it, whoever holds it by then."""
     network: bool = True
     """Egress as the deny table allows, and DNS; without it the guest has only loopback."""
+    log_rate_bytes: int = 16 << 20
+    """What its scripts may print in a second, in the long run; 0 is no limit."""
+    log_burst_bytes: int = 64 << 20
+    """What they may print at once when they have been silent; at least 64 KiB."""
+    image_layers: int = 0
+    """So many of `layers`, the lowest, are the image's, and the rest a workspace's, which differ
+    from run to run; 0: all are the image's."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +131,20 @@ class Stats:
     """Host-side processes of the VM."""
 
 
+@dataclass(frozen=True)
+class Capture:
+    """What a VM has changed, at one moment: exactly one of both is set."""
+
+    directory: Path | None = None
+    """An OverlayFS upper directory to read, valid inside the context: below /proc/<pid>/fd, so
+    that other processes of root can open it too."""
+    tar: AsyncIterator[bytes] | None = None
+    """A PAX tar of such a directory, which comes from a guest and is trusted no more than one.
+    Names are relative; the first is the directory itself. Whiteouts are character devices 0:0,
+    opaque directories have `SCHILY.xattr.trusted.overlay.opaque=y`, files with holes are in GNU's
+    sparse format 1.0. It raises `LaunchError` when it does not come to its end."""
+
+
 class Engine(Protocol):
     """One way of running VMs."""
 
@@ -148,17 +176,31 @@ class Engine(Protocol):
         """Return when the VM has ended, with the reason. May be called at any
         time, also long after the end and by several callers."""
 
-    async def stop(self, handle: Handle) -> VmEnd:
+    def still(self, handle: Handle) -> AbstractAsyncContextManager[Capture]:
+        """Have one consistent moment of what a VM has changed since it began.
+
+        A live one is held meanwhile, for 50 ms at most whatever the size of its
+        disk, then goes on; who is killed in the middle leaves nothing held. Or
+        one that has ended, and that `stop` was told to keep. What the block
+        reads does not change any more. Raises `LookupError` when there is no
+        such VM or its disk is gone, `LaunchError` when it cannot be had.
+        """
+
+    async def stop(self, handle: Handle, *, keep_changes: bool = False) -> VmEnd:
         """End the VM now and give back all it held (processes, cgroup,
         network, disk); done when nothing of it is left but the run
         directory's journal, state and record. Idempotent, also for a VM that
-        has ended by itself: then it only gives back."""
+        has ended by itself: then it only gives back.
+
+        With `keep_changes` its disk stays for `still`, also for later daemons,
+        until `stop` is called without."""
 
     async def stats(self, handle: Handle) -> Stats:
         """Measure a live VM. Raises `LookupError` when it has ended."""
 
     async def sweep(self, keep: frozenset[VmId]) -> list[str]:
-        """Give back what VMs other than `keep` left behind after a crash.
+        """Give back what VMs other than `keep` left behind after a crash; the disks of
+        those in `keep` stay, whether they live or not.
 
         Returns one line for each thing that was removed.
         """

@@ -33,6 +33,8 @@ class Limits:
     memory_bytes: int
     cpus: float
     pids: int
+    is_last: bool = False
+    """Other groups go first when there is not enough processor time."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,23 @@ class Controller:
 
 
 @dataclass(frozen=True)
+class Weight:
+    """The share of processor time that a group gets when there is not enough."""
+
+    file: Path
+    usual: str
+    last: str
+
+
+@dataclass(frozen=True)
 class Freezer:
     """How the processes of a group are stopped and let go on."""
 
     file: Path
     frozen: str
     thawed: str
+    events: Path | None = None
+    """Says `frozen 1` once all have stopped; None where `file` itself tells."""
 
 
 def find_controllers(mountinfo: str) -> dict[str, Controller]:
@@ -174,6 +187,9 @@ class Cgroup:
             directory.mkdir(exist_ok=True)
         self._limit_memory(limits.memory_bytes)
         self._limit_cpu(limits.cpus)
+        if limits.is_last:
+            weight = self.weight
+            _set(weight.file, weight.last)
         (self._places["pids"].root / "pids.max").write_text(str(limits.pids))
 
     def _limit_memory(self, limit_bytes: int) -> None:
@@ -198,6 +214,14 @@ class Cgroup:
             _set(cpu.root / "cpu.max", f"{quota} {_CPU_PERIOD_US}")
 
     @property
+    def weight(self) -> Weight:
+        """How its share of processor time is said."""
+        cpu = self._places["cpu"]
+        if cpu.version == 1:
+            return Weight(cpu.root / "cpu.shares", usual="1024", last="64")
+        return Weight(cpu.root / "cpu.weight", usual="100", last="6")
+
+    @property
     def procs_files(self) -> list[Path]:
         """The files that a process writes itself to."""
         return [directory / "cgroup.procs" for directory in self._directories]
@@ -210,7 +234,7 @@ class Cgroup:
             return None
         if place.version == 1:
             return Freezer(place.root / "freezer.state", "FROZEN", "THAWED")
-        return Freezer(place.root / "cgroup.freeze", "1", "0")
+        return Freezer(place.root / "cgroup.freeze", "1", "0", place.root / "cgroup.events")
 
     @property
     def oom_file(self) -> Path:

@@ -50,12 +50,15 @@ class Disks:
         self._tasks = tasks
         self._refill: asyncio.Task[None] | None = None
         self._numbers = itertools.count()
+        self.has_reflinks = False
+        """Copies take no time, whatever the size: known when it is prepared."""
 
     def prepare(self) -> None:
         """Make the folders, drop what was left unfinished, begin to make spare images."""
         for folder in (self._spare, self._blank):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._directory.chmod(0o700)
+        self.has_reflinks = _has_reflinks(self._directory)
         for folder in (self._directory, self._spare, self._blank):
             for left_over in folder.glob(f"{_UNFINISHED}*"):
                 left_over.unlink(missing_ok=True)
@@ -79,6 +82,47 @@ class Disks:
             return target
         await self._make(target, size_gb)
         return target
+
+    async def create_copy(self, vm: VmId, image: int) -> Path:
+        """Give a VM a copy of an image that is open. Raises `LaunchError`; nothing is left then."""
+        target = self.path(vm)
+        try:
+            await finish(asyncio.to_thread(_copy, image, target))
+        except OSError as error:
+            raise _failure(error) from error
+        except asyncio.CancelledError:
+            target.unlink(missing_ok=True)
+            raise
+        return target
+
+    def open(self, vm: VmId) -> int:
+        """Return a descriptor of a VM's image, for nobody else to open like this meanwhile.
+
+        Raises `LookupError` when there is none, `LaunchError` when somebody has it.
+        """
+        try:
+            image = os.open(self.path(vm), os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise LookupError(f"VM {vm} has no disk any more") from None
+        try:
+            fcntl.flock(image, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(image)
+            raise LaunchError("what this VM has changed is being read already") from None
+        return image
+
+    def copy_unnamed(self, image: int) -> int:
+        """Return a descriptor of a copy of an image; with it the copy goes. Blocks.
+
+        Raises `OSError`.
+        """
+        copy = os.open(self._directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            _copy_into(image, copy)
+        except BaseException:
+            os.close(copy)
+            raise
+        return copy
 
     async def delete(self, vm: VmId) -> None:
         """Delete a VM's image, in a thread: it may be large. Idempotent."""
@@ -122,7 +166,7 @@ class Disks:
         """Make an image, whole or not at all."""
         try:
             blank = await self._blanks.do(size_gb, lambda: self._blank_of(size_gb))
-            await finish(asyncio.to_thread(_copy, blank, target))
+            await finish(asyncio.to_thread(_copy_file, blank, target))
         except (OSError, ProcessError) as error:
             raise _failure(error) from error
         except asyncio.CancelledError:
@@ -141,6 +185,23 @@ class Disks:
         return target
 
 
+def _has_reflinks(directory: Path) -> bool:
+    """Say whether copies of files in a directory can share their blocks. Raises `OSError`."""
+    flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
+    one, other = (os.open(directory, flags, 0o600) for _ in range(2))
+    try:
+        os.write(one, bytes(4096))
+        fcntl.ioctl(other, _FICLONE, one)
+    except OSError as error:
+        if error.errno not in _NO_REFLINKS:
+            raise
+        return False
+    finally:
+        os.close(one)
+        os.close(other)
+    return True
+
+
 @contextlib.contextmanager
 def _written_aside(target: Path) -> Iterator[Path]:
     """Yield a path that becomes `target` when the block succeeds, and is removed when not."""
@@ -152,20 +213,25 @@ def _written_aside(target: Path) -> Iterator[Path]:
         unfinished.unlink(missing_ok=True)
 
 
-def _copy(blank: Path, target: Path) -> None:
+def _copy_file(blank: Path, target: Path) -> None:
+    with blank.open("rb") as source:
+        _copy(source.fileno(), target)
+
+
+def _copy(source: int, target: Path) -> None:
     """Copy an image: by reference where the filesystem can, else only what is no hole."""
-    with (
-        _written_aside(target) as unfinished,
-        blank.open("rb") as source,
-        unfinished.open("xb") as copy,
-    ):
+    with _written_aside(target) as unfinished, unfinished.open("xb") as copy:
         os.fchmod(copy.fileno(), 0o600)
-        try:
-            fcntl.ioctl(copy.fileno(), _FICLONE, source.fileno())
-        except OSError as error:
-            if error.errno not in _NO_REFLINKS:
-                raise
-            _copy_data(source.fileno(), copy.fileno())
+        _copy_into(source, copy.fileno())
+
+
+def _copy_into(source: int, copy: int) -> None:
+    try:
+        fcntl.ioctl(copy, _FICLONE, source)
+    except OSError as error:
+        if error.errno not in _NO_REFLINKS:
+            raise
+        _copy_data(source, copy)
 
 
 def _copy_data(source: int, copy: int) -> None:

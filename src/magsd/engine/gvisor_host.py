@@ -8,13 +8,11 @@ import hashlib
 import os
 import re
 import shutil
-import threading
 from pathlib import Path
 from typing import Final
 
 from magsd.engine import process
 from magsd.engine.gvisor_spec import AGENT_NAME
-from magsd.engine.network.namespaces import enter_new_namespace
 from magsd.engine.process import ProcessError
 from magsd.model.errors import LaunchError
 
@@ -64,14 +62,3 @@ def install_agent(program: Path, guest: Path) -> Path:
         aside.chmod(0o555)
         aside.replace(target)
     return folder
-
-
-def empty_namespace() -> int:
-    """Return a network namespace with nothing in it, made in a thread that ends with it."""
-    made: list[int] = []
-    thread = threading.Thread(target=lambda: made.append(enter_new_namespace()))
-    thread.start()
-    thread.join()
-    if not made:
-        raise LaunchError("a network namespace cannot be made: is this process root?")
-    return made[0]

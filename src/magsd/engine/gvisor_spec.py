@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from magsd.engine.base import Plan
+from magsd.engine.vm_launch import MACHINE
 
-MACHINE: Final = "m"
-"""The shim's tmpfs in the run directory. All names in it are short: the options
-of an overlay with many layers must fit one page."""
 ROOT: Final = f"{MACHINE}/root"
 DISK: Final = f"{MACHINE}/d"
 UPPER: Final = f"{DISK}/upper"
 WORK: Final = f"{DISK}/work"
+PLACES: Final = f"{MACHINE}/p"
+"""Below all layers, see `places`."""
 BUNDLE: Final = f"{MACHINE}/b"
 STATE: Final = f"{MACHINE}/r"
 AGENT_DIRECTORY: Final = "/run/mags"
@@ -88,7 +88,7 @@ def layer_place(number: int) -> str:
 def overlay(plan: Plan) -> str:
     """Return the shim's description of the guest's root."""
     lowers = (layer_place(number) for number in reversed(range(len(plan.layers))))
-    return ":".join([ROOT, UPPER, WORK, *lowers])
+    return ":".join([ROOT, UPPER, WORK, *lowers, PLACES])
 
 
 def config(plan: Plan, places: Places) -> bytes:

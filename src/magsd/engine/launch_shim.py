@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterable
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack, ExitStack, suppress
 from pathlib import Path
 from typing import Final, Self
 
@@ -109,9 +109,18 @@ class StartingShim:
         undo.push_async_callback(end, shim)
         return cls(shim, connection)
 
-    async def start(self) -> None:
-        """Start the engine; return when its agent has joined. Raises `LaunchError`."""
+    async def start(self, *, is_held: bool = False) -> None:
+        """Start the engine; return when its agent has joined. Raises `LaunchError`.
+
+        `is_held`: the VM ends with this connection until another one holds it,
+        so that one that was made ahead of need never outlives its maker.
+        """
+        # When memory runs out the daemon may be spared, but not its VMs with it.
+        with suppress(OSError):
+            Path(f"/proc/{self.process.pid}/oom_score_adj").write_text("0")
         try:
+            if is_held:
+                await self.connection.request("hold")
             await self.connection.request("start")
         except ShimError as error:
             detail = f"shim {self.process.pid}: {error}"

@@ -25,8 +25,24 @@ _OPEN_TREE: Final = 428
 """One number on every architecture, as all system calls since Linux 5.1."""
 _OPEN_TREE_CLONE: Final = 0x1
 _AT_FDCWD: Final = -100
+_FSOPEN: Final = 430
+_FSCONFIG: Final = 431
+_FSMOUNT: Final = 432
+_FS_CLOEXEC: Final = 0x1
+"""Of `fsopen` and of `fsmount`."""
+_FSCONFIG_SET_FLAG: Final = 0
+_FSCONFIG_SET_STRING: Final = 1
+_FSCONFIG_CMD_CREATE: Final = 6
+_MOUNT_ATTR_RDONLY: Final = 0x1
+_ATTRIBUTES: Final = 0x2 | 0x4 | 0x8 | 0x10
+"""Of a mount: nosuid, nodev, noexec, noatime."""
+
+_WRITE_OUT: Final = 0x1 | 0x2 | 0x4
+"""For `sync_file_range`: wait for what is being written, write, wait for that."""
 
 _LOOP_CTL_GET_FREE: Final = 0x4C82
+_LOOP_GET_STATUS64: Final = 0x4C05
+_LOOP_INFO_BYTES: Final = 232
 _LOOP_CONFIGURE: Final = 0x4C0A
 _LO_FLAGS_READ_ONLY: Final = 0x1
 _LO_FLAGS_AUTOCLEAR: Final = 0x4
@@ -75,10 +91,24 @@ def clone_mount(path: Path) -> int:
     return _check(result, f"cloning the mount at {path}")
 
 
+def write_out(file: int) -> None:
+    """Return when a file's data is where its filesystem has it, if not on the device yet.
+
+    Unlike `fdatasync` it waits for no device, and for nothing that others write.
+    """
+    result = _libc.sync_file_range(file, ctypes.c_int64(0), ctypes.c_int64(0), _WRITE_OUT)
+    _check(result, "sync_file_range")
+
+
+def sync_filesystem(descriptor: int) -> None:
+    """Return when all that was written to a filesystem is on its device. Raises `OSError`."""
+    _check(_libc.syncfs(descriptor), "syncfs")
+
+
 def mount_image(image: Path, target: Path, kind: str) -> None:
     """Mount a read-only filesystem image through a loop device that ends with the mount."""
     with image.open("rb") as file:
-        device = _loop_device(file.fileno())
+        device = _loop_device(file.fileno(), os.O_RDONLY)
     try:
         flags = MS_RDONLY | MS_NOSUID | MS_NODEV
         mount(f"/dev/loop{device.number}", target, kind, flags)
@@ -87,20 +117,77 @@ def mount_image(image: Path, target: Path, kind: str) -> None:
         os.close(device.descriptor)
 
 
+def mount_detached(image: int, kind: str, *, is_writable: bool = False, options: str = "") -> int:
+    """Return a descriptor of a mount of a filesystem image; nothing else has it.
+
+    It is gone, and its loop device with it, when its last descriptor is closed,
+    also by the end of this process; so are those of files in it. `image` must
+    be open for writing, to be read too: a journal may have to be applied. An
+    image that is a loop device already is mounted from that: two mounts of one
+    image must be one filesystem. Raises `OSError`.
+    """
+    # Of its own: a device keeps what it was given open, and with it the locks of that.
+    again = os.open(f"/proc/self/fd/{image}", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        device = _loop_device_of(again) or _loop_device(again, os.O_RDWR)
+    finally:
+        os.close(again)
+    try:
+        context = _check(_libc.syscall(_FSOPEN, kind.encode(), _FS_CLOEXEC), f"fsopen {kind}")
+        try:
+            _configure(context, _FSCONFIG_SET_STRING, b"source", b"/dev/loop%d" % device.number)
+            for option in [*options.split(","), "" if is_writable else "ro"]:
+                if option:
+                    _configure(context, _FSCONFIG_SET_FLAG, option.encode(), None)
+            _configure(context, _FSCONFIG_CMD_CREATE, None, None)
+            attributes = _ATTRIBUTES | (0 if is_writable else _MOUNT_ATTR_RDONLY)
+            mounted = _libc.syscall(_FSMOUNT, context, _FS_CLOEXEC, attributes)
+            return _check(mounted, f"mounting an image of {kind}")
+        finally:
+            os.close(context)
+    finally:
+        os.close(device.descriptor)
+
+
+def _configure(context: int, command: int, key: bytes | None, value: bytes | None) -> None:
+    result = _libc.syscall(_FSCONFIG, context, command, key, value, 0)
+    _check(result, f"configuring a mount: {key!r}")
+
+
 class _LoopDevice:
     def __init__(self, number: int, descriptor: int) -> None:
         self.number = number
         self.descriptor = descriptor
 
 
-def _loop_device(file: int) -> _LoopDevice:
+def _loop_device_of(file: int) -> _LoopDevice | None:
+    """Return the loop device that a file is already; open, it stays what it is."""
+    wanted = os.fstat(file)
+    for path in Path("/sys/block").glob("loop*/loop/backing_file"):
+        number = int(path.parts[3].removeprefix("loop"))
+        device = os.open(f"/dev/loop{number}", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            status = fcntl.ioctl(device, _LOOP_GET_STATUS64, bytes(_LOOP_INFO_BYTES))
+        except OSError as error:
+            os.close(device)
+            if error.errno != errno.ENXIO:  # It is none any more.
+                raise
+            continue
+        if struct.unpack_from("=2Q", status) == (wanted.st_dev, wanted.st_ino):
+            return _LoopDevice(number, device)
+        os.close(device)
+    return None
+
+
+def _loop_device(file: int, access: int) -> _LoopDevice:
+    """Return a free loop device that is a file now; `access`: `O_RDONLY` or `O_RDWR`."""
     control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
     try:
         for _ in range(_LOOP_TRIES):
             number = fcntl.ioctl(control, _LOOP_CTL_GET_FREE)
-            device = os.open(f"/dev/loop{number}", os.O_RDONLY | os.O_CLOEXEC)
+            device = os.open(f"/dev/loop{number}", access | os.O_CLOEXEC)
             try:
-                fcntl.ioctl(device, _LOOP_CONFIGURE, _loop_config(file))
+                fcntl.ioctl(device, _LOOP_CONFIGURE, _loop_config(file, access))
             except OSError as error:
                 os.close(device)
                 # Somebody else was given the same number first.
@@ -113,9 +200,9 @@ def _loop_device(file: int) -> _LoopDevice:
     raise OSError(errno.EBUSY, "no free loop device")
 
 
-def _loop_config(file: int) -> bytes:
+def _loop_config(file: int, access: int) -> bytes:
     """Return a `struct loop_config` (linux/loop.h)."""
-    flags = _LO_FLAGS_READ_ONLY | _LO_FLAGS_AUTOCLEAR
+    flags = _LO_FLAGS_AUTOCLEAR | (_LO_FLAGS_READ_ONLY if access == os.O_RDONLY else 0)
     # fd, block_size, then struct loop_info64: device, inode, rdevice, offset,
     # sizelimit, number, encrypt_type, encrypt_key_size, flags, names and keys.
     head = struct.pack("=II5Q4I", file, _SECTOR_BYTES, 0, 0, 0, 0, 0, 0, 0, 0, flags)

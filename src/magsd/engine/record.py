@@ -52,11 +52,14 @@ class VmRecord:
 
     @classmethod
     def read(cls, run_directory: Path) -> Self | None:
-        """Return the record of a run directory; None when it has none that can be read."""
+        """Return the record of a run directory; None when it has none, or what is none.
+
+        Raises `OSError` for one that cannot be read now: its VM may live.
+        """
         try:
             content = json.loads((run_directory / _NAME).read_text(encoding="utf-8"))
             known = {field.name: content[field.name] for field in fields(cls)}
-        except (OSError, ValueError, KeyError, TypeError):
+        except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
             return None
         known["layers"] = tuple(known["layers"])
         return cls(**known)

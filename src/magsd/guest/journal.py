@@ -88,6 +88,14 @@ class JournalReader:
         data = _read(self._path(last), last, _SEGMENT.size, SEGMENT_BYTES) or b""
         return last * SEGMENT_BYTES + _SEGMENT.size + _whole_bytes(data)
 
+    def ends_with_note(self, text: str) -> bool:
+        """Say whether the last whole record is the system line `text`."""
+        if (last := max(self._numbers(), default=None)) is None:
+            return False
+        data = _read(self._path(last), last, _SEGMENT.size, SEGMENT_BYTES) or b""
+        found = [(record.channel, record.payload) for record in _parse(data, last, _SEGMENT.size)]
+        return found[-1:] == [(_CHANNEL_SYSTEM, _note(text))]
+
     def _path(self, number: int) -> Path:
         return segment_path(self._directory, number)
 
@@ -123,7 +131,7 @@ def append_note(directory: Path, text: str, at_ns: int) -> int:
     the beginning of one that a dying shim did not finish, is cut off.
     Raises `OSError`.
     """
-    payload = text.encode("utf-8", "replace")[:_NOTE_MAX] + b"\n"
+    payload = _note(text)
     header = (len(payload), _CHANNEL_SYSTEM, _KIND_DATA, 0, 0, at_ns)
     record = _RECORD.pack(*header) + payload
     end = JournalReader(directory).end()
@@ -142,6 +150,10 @@ def append_note(directory: Path, text: str, at_ns: int) -> int:
         if file.write(record) != len(record):
             raise OSError(f"the journal in {directory} takes no more")
     return number * SEGMENT_BYTES + offset + len(record)
+
+
+def _note(text: str) -> bytes:
+    return text.encode("utf-8", "replace")[:_NOTE_MAX] + b"\n"
 
 
 def _begin_segment(directory: Path, number: int) -> None:

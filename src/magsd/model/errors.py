@@ -79,10 +79,22 @@ class ConflictError(MagsError):
     code = ErrorCode.CONFLICT
 
 
+class WorkspaceInUseError(ConflictError):
+    """Another job has the workspace. Clients know it by its text, and by a status of 500."""
+
+    code = ErrorCode.WORKSPACE_IN_USE
+
+
 class TooLargeError(MagsError):
     """A part of the request is over its limit (413)."""
 
     code = ErrorCode.TOO_LARGE
+
+
+class QuotaError(MagsError):
+    """The account has as much as it may have (429); later it may be less."""
+
+    code = ErrorCode.QUOTA
 
 
 class CapacityError(MagsError):

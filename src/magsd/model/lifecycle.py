@@ -3,12 +3,16 @@
 A run is in one `RunState`; its job has one `Goal`. A caller never asks for a
 step. It asks for a goal, and the run's actor walks there one `Step` at a time:
 
-    pending --launch--> launching --> running --follow--> (script over) --> ended
+    pending --launch--> launching --begin--> running --follow--> (script over) --> ended
        |                    |            |
        +------discard-------+            +--stop--> stopping --> ended
 
-`launching` and `stopping` are seen at rest only after a daemon has died in the
-middle: `recover` finds out what became of the VM. Asking twice for the same
+A run whose changes are kept is `saving` before it is `ended`: its result is known then, its VM is
+of no use any more, and its disk is.
+
+A job that finds a waiting VM when it is submitted is `launching` from the start.
+Without that, `launching` and `stopping` are seen at rest only after a daemon has
+died in the middle: `recover` finds out what became of the VM. Asking twice for the same
 goal is always allowed and changes nothing.
 
 This file owns every rule about order; `core.vm_actor` owns doing it.
@@ -30,6 +34,7 @@ class RunState(StrEnum):
     RUNNING = "running"
     SLEEPING = "sleeping"
     STOPPING = "stopping"
+    SAVING = "saving"
     ENDED = "ended"
 
 
@@ -59,12 +64,16 @@ class Step(StrEnum):
     """Claim a VM and begin the script in it."""
     DISCARD = "discard"
     """End a run that never had a VM."""
+    BEGIN = "begin"
+    """Begin the script in the VM that was claimed."""
     RECOVER = "recover"
     """Find the VM of a run that this process did not start."""
     FOLLOW = "follow"
     """Wait for the script's end, the VM's end or another goal, whichever is first."""
     STOP = "stop"
     """End the script and give the VM back."""
+    SAVE = "save"
+    """Keep what was changed, as a version of the workspace."""
 
 
 OVER: Final = frozenset({Goal.STOPPED, Goal.DELETED})
@@ -73,10 +82,15 @@ OVER: Final = frozenset({Goal.STOPPED, Goal.DELETED})
 STATES_AFTER: Final[Mapping[RunState, frozenset[RunState]]] = MappingProxyType(
     {
         RunState.PENDING: frozenset({RunState.LAUNCHING, RunState.ENDED}),
-        RunState.LAUNCHING: frozenset({RunState.RUNNING, RunState.PENDING, RunState.ENDED}),
-        RunState.RUNNING: frozenset({RunState.SLEEPING, RunState.STOPPING, RunState.ENDED}),
+        RunState.LAUNCHING: frozenset(
+            {RunState.RUNNING, RunState.PENDING, RunState.SAVING, RunState.ENDED}
+        ),
+        RunState.RUNNING: frozenset(
+            {RunState.SLEEPING, RunState.STOPPING, RunState.SAVING, RunState.ENDED}
+        ),
         RunState.SLEEPING: frozenset({RunState.RUNNING, RunState.STOPPING, RunState.ENDED}),
-        RunState.STOPPING: frozenset({RunState.ENDED}),
+        RunState.STOPPING: frozenset({RunState.SAVING, RunState.ENDED}),
+        RunState.SAVING: frozenset({RunState.ENDED}),
         RunState.ENDED: frozenset(),
     }
 )
@@ -88,18 +102,23 @@ LAUNCHES_MAX: Final = 10
 launch lose them too, so it is not few; it ends a run that kills daemons."""
 
 
-def next_step(state: RunState, goal: Goal, *, is_attached: bool) -> Step | None:
+def next_step(
+    state: RunState, goal: Goal, *, is_attached: bool, is_claimed: bool = False
+) -> Step | None:
     """Return what to do for a run in `state` towards `goal`, or None when it has ended.
 
     `is_attached` says whether the asker holds a connection to the run's VM:
-    an actor of a restarted daemon does not.
+    an actor of a restarted daemon does not. `is_claimed`: it holds a VM from
+    the pool in which nothing was begun yet.
     """
     if state is RunState.ENDED:
         return None
+    if state is RunState.SAVING:
+        return Step.SAVE
     if state is RunState.PENDING:
         return Step.DISCARD if goal in OVER else Step.LAUNCH
     if not is_attached:
-        return Step.RECOVER
+        return Step.BEGIN if is_claimed and goal not in OVER else Step.RECOVER
     if state is RunState.STOPPING or goal in OVER:
         return Step.STOP
     return Step.FOLLOW
@@ -132,7 +151,7 @@ def status_of(state: RunState, *, has_failed: bool) -> Status:
     match state:
         case RunState.PENDING | RunState.LAUNCHING:
             return Status.PENDING
-        case RunState.RUNNING | RunState.STOPPING:
+        case RunState.RUNNING | RunState.STOPPING | RunState.SAVING:
             return Status.RUNNING
         case RunState.SLEEPING:
             return Status.SLEEPING

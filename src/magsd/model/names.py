@@ -25,10 +25,16 @@ RunId = NewType("RunId", str)
 VmId = NewType("VmId", str)
 """8 hex digits: a VM, and the name of its run directory."""
 
+WorkspaceId = NewType("WorkspaceId", str)
+"""`wsp_` and 16 hex digits: a workspace whatever it is called; what clients call its id is its
+name."""
+
 Subdomain = NewType("Subdomain", str)
 """12 hex digits, stable for a job, not derived from its id."""
 
 JOB_NAME_MAX: Final = 128
+WORKSPACE_NAME: Final = "[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
+"""A pattern."""
 _REQUEST_ID: Final = re.compile(
     r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
 )
@@ -60,6 +66,11 @@ def new_vm_id() -> VmId:
     return VmId(secrets.token_hex(4))
 
 
+def new_workspace_id() -> WorkspaceId:
+    """Return a fresh workspace id."""
+    return WorkspaceId(f"wsp_{secrets.token_hex(8)}")
+
+
 def new_subdomain() -> Subdomain:
     """Return a fresh subdomain label."""
     return Subdomain(secrets.token_hex(6))
@@ -81,3 +92,11 @@ def check_job_name(text: str) -> None:
         raise InvalidError(f"name must have 1 to {JOB_NAME_MAX} characters")
     if not text.isprintable():
         raise InvalidError("name must not hold control characters")
+
+
+def check_workspace_name(field: str, text: str) -> None:
+    """Raise `InvalidError` that begins with `field` when `text` cannot name a workspace."""
+    if re.fullmatch(WORKSPACE_NAME, text) is None:
+        raise InvalidError(
+            f"{field} must have 1 to 63 of a-z A-Z 0-9 . _ - and begin with a letter or digit"
+        )

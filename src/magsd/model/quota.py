@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from magsd.model.errors import InvalidError, TooLargeError
+from magsd.model.amount import Amount
+from magsd.model.errors import InvalidError, QuotaError, TooLargeError
 from magsd.model.records import JobSpec, RunSpec
 
 SCRIPT_MAX_BYTES: Final = 1 << 20
@@ -25,6 +26,44 @@ class Limits:
     max_memory_mb: int = 16384
     default_disk_gb: int = 2
     max_disk_gb: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """What an account's unfinished jobs, waiting ones included, may take together.
+
+    None: as much as there is.
+    """
+
+    jobs_max: int | None = None
+    vcpus_max: int | None = None
+    memory_mb_max: int | None = None
+    disk_gb_max: int | None = None
+
+    def over(self, default: "Quota") -> "Quota":
+        """Return this with `default` where it says nothing."""
+        return Quota(
+            default.jobs_max if self.jobs_max is None else self.jobs_max,
+            default.vcpus_max if self.vcpus_max is None else self.vcpus_max,
+            default.memory_mb_max if self.memory_mb_max is None else self.memory_mb_max,
+            default.disk_gb_max if self.disk_gb_max is None else self.disk_gb_max,
+        )
+
+    def check(self, used: Amount, need: Amount) -> None:
+        """Raise `QuotaError` that names the limit when `need` is too much beside `used`."""
+        after = used.plus(need)
+        limits = (
+            ("jobs_max", "unfinished jobs", self.jobs_max, after.vms),
+            ("vcpus_max", "virtual processors", self.vcpus_max, after.vcpus),
+            ("memory_mb_max", "MiB of memory", self.memory_mb_max, after.memory_mb),
+            ("disk_gb_max", "GiB of disk", self.disk_gb_max, after.disk_gb),
+        )
+        for name, what, most, wanted in limits:
+            if most is not None and wanted > most:
+                raise QuotaError(
+                    f"{name}: this account may have {most} {what} in its unfinished jobs, and "
+                    f"with this one it would have {wanted}: wait until some of them have ended"
+                )
 
 
 def completed(spec: JobSpec, limits: Limits) -> RunSpec:

@@ -11,8 +11,17 @@ from enum import StrEnum
 from typing import Final
 
 from magsd.model.errors import JobCode
+from magsd.model.layers import Manifest
 from magsd.model.lifecycle import Goal, RunState, Status
-from magsd.model.names import AccountId, RequestId, RunId, Subdomain, TokenId, VmId
+from magsd.model.names import (
+    AccountId,
+    RequestId,
+    RunId,
+    Subdomain,
+    TokenId,
+    VmId,
+    WorkspaceId,
+)
 
 DEFAULT_ACCOUNT: Final = "default"
 """The account that the first token belongs to."""
@@ -80,6 +89,9 @@ class JobSpec:
     memory_mb: int | None = None
     disk_gb: int | None = None
     engine: str | None = None
+    workspace_id: str | None = None
+    base_workspace_id: str | None = None
+    no_sync: bool = False
     ignored: tuple[str, ...] = ()
     """Names of request fields that nobody knows; told in the reply and in the system log."""
 
@@ -106,6 +118,7 @@ class Job:
     account_id: AccountId
     name: str
     workspace_id: str | None
+    """Name of the workspace that it reads and writes."""
     persistent: bool
     no_sleep: bool
     subdomain: Subdomain
@@ -114,6 +127,15 @@ class Job:
     generation: int
     """How many changes of the job were published."""
     created_at: datetime
+    base_workspace_id: str | None = None
+    """Name of the workspace that it starts from when its own is new, or it has none."""
+    no_sync: bool = False
+    """What it changes is not kept."""
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether what it changes becomes a version of its workspace."""
+        return self.workspace_id is not None and not self.no_sync
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +160,11 @@ class Run:
     code: JobCode | None = None
     """Why it ended in `error`; None while it lives and when it completed."""
     error: str | None = None
+    base_version: int | None = None
+    """The version of its own workspace that it began from; None: there was none."""
+    is_synced: bool | None = None
+    """Whether the object store has all that it changed; None before its end, and where nothing is
+    kept."""
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
@@ -168,6 +195,9 @@ class JobStatus:
     engine: str
     isolation: str
     generation: int
+    workspace_synced: bool | None = None
+    """Whether the object store has what it changed; None before its end, and without a
+    workspace."""
 
     @property
     def is_final(self) -> bool:
@@ -188,6 +218,73 @@ class JobPage:
     total: int
     page: int
     page_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStatus:
+    """How many VMs there are on this node."""
+
+    idle_vms: int
+    """They wait for a script."""
+    busy_vms: int
+    """They have one."""
+    min_pool_size: int
+    max_pool_size: int
+
+    @property
+    def total_vms(self) -> int:
+        """All of them."""
+        return self.idle_vms + self.busy_vms
+
+
+class VersionState(StrEnum):
+    """Where the layers of a version are."""
+
+    PENDING = "pending"
+    """On its node alone."""
+    LIVE = "live"
+    """In the object store."""
+    ASIDE = "aside"
+    """In the object store, and not on the way to the head: another version was quicker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One version of a workspace."""
+
+    workspace_id: WorkspaceId
+    account_id: AccountId
+    version: int
+    state: VersionState
+    parent: int | None
+    """What the head must be for this to become the head."""
+    manifest: Manifest
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """A workspace, as its newest version is."""
+
+    workspace_id: WorkspaceId
+    name: str
+    version: int
+    size_bytes: int
+    """Of its own layers, packed."""
+    created_at: datetime
+    updated_at: datetime
+    in_use_by: RequestId | None
+    """The job that has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Synced:
+    """What came of keeping what a job changed."""
+
+    workspace: str
+    version: int
+    size_bytes: int
+    uploaded_bytes: int
 
 
 class LogSource(StrEnum):

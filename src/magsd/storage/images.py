@@ -15,7 +15,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -66,6 +66,7 @@ class ImageStore:
         self._images = data_directory / "images"
         self._layers = data_directory / "layers"
         self._intact: dict[Path, _Fingerprint] = {}
+        self._known: dict[str, tuple[_Fingerprint, Image]] = {}
         self._checks = SingleFlight()
 
     def names(self) -> list[str]:
@@ -78,8 +79,12 @@ class ImageStore:
         try:
             if _NAME.fullmatch(name) is None:
                 raise FileNotFoundError(name)
-            record = read_json(path)
-            return self._from_record(name, record)
+            # Asked for at every submit; read again only when it is another file.
+            seen = _Fingerprint.of(path)
+            read = self._known.get(name)
+            if read is None or read[0] != seen:
+                read = self._known[name] = (seen, self._from_record(name, read_json(path)))
+            return read[1]
         except FileNotFoundError:
             known = ", ".join(self.names()) or "none yet: run `magsd image build standard`"
             raise NotFoundError(f"there is no image {name!r} (known: {known})") from None
@@ -111,20 +116,20 @@ class ImageStore:
         write_json(self._images / f"{name}.json", record)
         return self._from_record(name, record)
 
-    async def verify(self, image: Image) -> None:
-        """Return when the image's layers are what they were when it was added.
+    async def verify(self, name: str, layers: Iterable[Path]) -> None:
+        """Return when the layers of an image are what they were when it was added.
 
         Reads a layer in full at its first use by this process and whenever
         its size, time or inode is another than then; otherwise only looks at
         those. Raises `LaunchError` (`image_damaged`) that names the next step.
         """
-        for layer in image.layers:
+        for layer in layers:
             try:
                 if self._intact.get(layer) == _Fingerprint.of(layer):
                     continue
                 await self._checks.do(layer, partial(asyncio.to_thread, self._read, layer))
             except (OSError, ValueError) as error:
-                raise _damaged(image.name, str(error)) from error
+                raise _damaged(name, str(error)) from error
 
     def _read(self, layer: Path) -> None:
         before = _Fingerprint.of(layer)

@@ -1,6 +1,7 @@
 """A service under test: a data directory, and the application that works on it at the moment."""
 
 import asyncio
+import dataclasses
 import os
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from magsd.guest.state import read_stream
 from magsd.model.lifecycle import Status
 from magsd.model.records import JobSpec, Principal
 from magsd.storage.images import ImageStore
+from magsd.storage.objects import ObjectStoreSettings, open_store
 from tests.integration.core.process_engine import ProcessEngine
 
 DEADLINE_S = 30
@@ -26,19 +28,24 @@ class Service:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.engine = ProcessEngine(directory)
+        self.database_url = f"sqlite:///{directory}/mags.db"
+        self.object_store = ObjectStoreSettings((directory / "objects").as_uri())
         self.settings = CoreSettings(directory, "process", stop_wait_s=DEADLINE_S)
+        self.clock = SystemClock()
         self.database: Database | None = None
         self.app: Application | None = None
         self.principal: Principal | None = None
 
     async def start(self) -> None:
-        self.database = await Database.open(f"sqlite:///{self.directory}/mags.db")
+        self.database = await Database.open(self.database_url, self.settings.node)
+        self.objects = open_store(self.object_store)
         self.node = Node(
             database=self.database,
             engines={"process": self.engine},
             images=ImageStore(self.directory),
+            objects=self.objects,
             settings=self.settings,
-            clock=SystemClock(),
+            clock=self.clock,
         )
         self.app = await Application.open(self.node)
         await self.sign_in()
@@ -49,11 +56,27 @@ class Service:
 
     async def stop(self) -> None:
         await self.app.aclose()
+        await self.objects.aclose()
         await self.database.aclose()
 
-    async def restart(self) -> None:
+    async def restart(self, **settings) -> None:
         await self.stop()
+        self.settings = dataclasses.replace(self.settings, **settings)
         await self.start()
+
+    async def at_rest(self) -> None:
+        """Wait until no job has a VM; those that wait for one stay."""
+        async with asyncio.timeout(DEADLINE_S):
+            while self.app.pool_status().busy_vms:
+                await asyncio.sleep(0.01)
+
+    async def waiting(self, count: int) -> set[str]:
+        """Return the names of the VMs in the pool once so many wait."""
+        async with asyncio.timeout(DEADLINE_S):
+            while self.app.pool_status().idle_vms != count:
+                await asyncio.sleep(0.01)
+        pool = self.node.pool
+        return {vm.handle.vm for stock in pool._stocks.values() for vm in stock.ready}
 
     async def change(self, statement: str, *values) -> None:
         """Change rows behind the application's back."""

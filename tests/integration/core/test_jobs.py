@@ -139,7 +139,7 @@ async def test_a_vm_that_cannot_be_launched_is_an_error_without_exit_code(servic
 
 
 async def test_a_damaged_image_is_told(service):
-    for layer in (service.directory / "layers").iterdir():
+    for layer in (service.directory / "layers").glob("*.sqfs"):
         layer.chmod(0o644)
         layer.write_bytes(b"something else")
     ended = await service.run("true")
@@ -213,9 +213,8 @@ async def test_many_jobs_at_once_all_complete(service):
 
 
 async def test_vms_wait_for_a_place_and_give_it_back(tmp_path, service):
-    await service.stop()
-    service.settings = dataclasses.replace(service.settings, vms_max=1)
-    await service.start()
+    capacity = dataclasses.replace(service.settings.capacity, vms=1)
+    await service.restart(capacity=capacity)
     first = await service.running(f"echo in; {service.wait_at('gate')}")
     await service.printed(first.request_id, "in")
     second = await service.submit("true")

@@ -2,6 +2,7 @@
 
 import asyncio
 
+from magsd.core.log_reader import LogReader
 from magsd.model.records import LogSource
 from tests.integration.core.service import DEADLINE_S
 
@@ -65,3 +66,46 @@ async def test_what_the_log_has_no_room_for_is_told_in_its_place(service):
     page = await service.app.logs(service.principal, ended.request_id)
     assert page.truncated
     assert [line.message for line in page.lines] == lines[-50_000:]
+
+
+async def test_a_hundred_followers_get_every_line_for_one_reading(service, monkeypatch):
+    reads = []
+    step = LogReader.step
+
+    def counted(reader, place, run, **limits):
+        found = step(reader, place, run, **limits)
+        reads.append(0 if found is None else len(found.entries))
+        return found
+
+    monkeypatch.setattr(LogReader, "step", counted)
+    script = f"{service.wait_at('gate')}; for i in 1 2 3 4 5 6 7 8; do seq 500; done"
+    job = await service.running(script)
+    followers = [asyncio.create_task(service.followed(job.request_id)) for _ in range(100)]
+    async with asyncio.timeout(DEADLINE_S):
+        with service.node.log_pulses.listen(job.request_id) as pulse:
+            while pulse.listeners <= 100:
+                await asyncio.sleep(0.01)
+    await service.open_gate("gate")
+    expected = [("stdout", str(number)) for _ in range(8) for number in range(1, 501)]
+    for follower in followers:
+        assert await follower == expected
+    # Some may come a step too late to share it; each on its own would be 400 000.
+    assert sum(reads) < 10 * len(expected)
+
+
+async def test_a_follower_who_stays_away_goes_on_and_hinders_nobody(service):
+    wait = service.wait_at("gate")
+    job = await service.running(f"seq 1000; {wait}; seq -f %0200.0f 1001 150000")
+    away = service.app.follow_logs(service.principal, job.request_id)
+    seen = list(await anext(away))
+    await service.open_gate("gate")
+    others = await service.followed(job.request_id)
+    assert others[-1] == ("stdout", "150000".zfill(200))
+    async for lines in away:
+        seen += lines
+    texts = [line.message for line in seen]
+    assert texts[:1000] == [str(number) for number in range(1, 1001)]
+    assert any("missing" in text for text in texts)
+    assert texts[-1] == others[-1][1]
+    seqs = [line.seq for line in seen]
+    assert seqs == sorted(set(seqs))

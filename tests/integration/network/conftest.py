@@ -3,12 +3,14 @@
 import contextlib
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from magsd.aio import SystemClock, Tasks
 from magsd.engine.network import Network, NetworkSettings
+from tests.integration.network.wire import attach_stack
 from tests.integration.network.world import (
     HOST,
     WEB,
@@ -76,13 +78,19 @@ async def start(world, directory, closing):
 
 
 @pytest.fixture
-async def take(closing):
-    """Take a slot and hold it to the test's end."""
+async def take(request, closing):
+    """Take a slot and hold it to the test's end; `both_kinds` makes a test run with taps too.
+
+    Behind a tap there is then a network stack, whose namespace stands for the guest's.
+    """
+    tap = getattr(request, "param", False)
 
     async def take_one(network):
-        slot = await network.acquire()
+        slot = await network.acquire(tap=tap)
         closing.callback(slot.close)
-        return slot
+        if not tap:
+            return slot
+        return replace(slot, guest_fd=attach_stack(slot.tap_fd, closing))
 
     return take_one
 

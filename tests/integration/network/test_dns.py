@@ -13,6 +13,7 @@ import pytest
 
 from magsd.engine.process import read_start_time
 from magsd.model.errors import LaunchError
+from tests.integration.network.wire import both_kinds
 from tests.integration.network.world import (
     NEIGHBOUR,
     WEB,
@@ -24,6 +25,7 @@ from tests.integration.network.world import (
 )
 
 
+@both_kinds
 async def test_dns_answers_public_names_by_udp_and_tcp(start, take, resolver):
     network = await start()
     slot = await take(network)

@@ -8,6 +8,7 @@ from magsd.engine.network import nft
 from magsd.engine.network.namespaces import enter_new_namespace, read_setting, write_setting
 from magsd.engine.process import read_start_time
 from magsd.model.errors import LaunchError
+from tests.integration.network.wire import both_kinds
 from tests.integration.network.world import (
     HOST,
     NEIGHBOUR,
@@ -41,6 +42,7 @@ def add_lan(closing):
     return lan
 
 
+@both_kinds
 async def test_a_restart_finds_the_forwarder_and_living_slots_go_on(
     world, start, take, internet, resolver
 ):
@@ -62,6 +64,7 @@ async def test_a_restart_finds_the_forwarder_and_living_slots_go_on(
     assert (await take(second)).index != slot.index
 
 
+@both_kinds
 async def test_slots_that_no_vm_has_are_removed_after_a_restart(world, start, take):
     first = await start()
     slot = await take(first)
@@ -84,9 +87,9 @@ async def test_parts_of_other_instances_are_leftovers_when_their_last_is_gone(st
 async def test_a_clean_stop_leaves_nothing(world, start, directory):
     before = world.interfaces()
     assert read_setting("ipv4/conf/eth0/forwarding") == "0"
-    network = await start(spare=2)
+    network = await start(spare=2, spare_taps=2)
     pid = network.dns_pid
-    slot = await network.acquire()
+    slot = await network.acquire(tap=True)
     assert read_setting("ipv4/conf/eth0/forwarding") == "1"
     assert read_setting("ipv4/ip_forward") == "0"
     slot.close()

@@ -2,32 +2,38 @@
 
 import asyncio
 import json
-from datetime import UTC, datetime
 
 import pytest
+import pytest_asyncio
 
 from magsd.aio import SystemClock
 from magsd.api.app import create_app
 from magsd.api.schemas import LogsReply
-from magsd.model.records import LogLine, LogSource
+from tests.api_service import DEADLINE_S
 
-NOW = datetime(2026, 1, 31, 12, 0, 0, 1000, tzinfo=UTC)
 EVENTS = {"Accept": "text/event-stream"}
+SCRIPT = "printf 'a \"line\" \u2028 ä\\n'; echo oh >&2"
 
 
-@pytest.fixture
-def job(book, admin):
-    book.log = [
-        LogLine(NOW, LogSource.SYSTEM, "starting", 10),
-        LogLine(NOW, LogSource.STDOUT, 'a "line" \u2028 ä', 20),
-        LogLine(NOW, LogSource.STDERR, "oh", 30),
-    ]
-    return book.add(admin.principal)
-
-
-@pytest.fixture
-def url(job):
+def url_of(job):
     return f"/api/v1/mags-jobs/{job.request_id}/logs"
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def url(admin):
+    """Of a job that is over, and printed a line to each of its outputs."""
+    return url_of(await admin.run(SCRIPT))
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def live(admin):
+    """Of a job that goes on, and has printed a line."""
+    job = await admin.running("echo line; sleep 3000")
+    async with asyncio.timeout(DEADLINE_S):
+        async for lines in admin.application.follow_logs(admin.principal, job.request_id):
+            if any(line.message == "line" for line in lines):
+                break
+    return url_of(job)
 
 
 def events(text):
@@ -36,46 +42,44 @@ def events(text):
             yield fields
 
 
+async def printed(client, url, query=""):
+    entries = (await client.get(f"{url}{query}")).json()["logs"]
+    return [entry for entry in entries if entry["source"] != "system"]
+
+
 async def test_a_log(client, url):
     reply = await client.get(url)
     assert reply.headers["content-type"] == "application/json"
     LogsReply.model_validate(reply.json())
-    assert reply.json() == {
-        "logs": [
-            {
-                "timestamp": "2026-01-31T12:00:00.001Z",
-                "level": level,
-                "message": message,
-                "source": source,
-            }
-            for level, message, source in [
-                ("info", "starting", "system"),
-                ("info", 'a "line" \u2028 ä', "stdout"),
-                ("error", "oh", "stderr"),
-            ]
-        ]
-    }
+    assert "truncated" not in reply.json()
+    entries = await printed(client, url)
+    shown = {(entry["level"], entry["message"], entry["source"]) for entry in entries}
+    assert shown == {("info", 'a "line" \u2028 ä', "stdout"), ("error", "oh", "stderr")}
+    assert all(entry.keys() == {"timestamp", "level", "message", "source"} for entry in entries)
 
 
-async def test_an_empty_log(client, url, book):
-    book.log = []
-    assert (await client.get(url)).json() == {"logs": []}
+async def test_an_empty_log(client, admin):
+    url = url_of(await admin.run("true"))
+    assert (await client.get(f"{url}?source=stderr")).json() == {"logs": []}
 
 
-async def test_a_long_log_comes_whole(client, url, book):
-    book.log = [LogLine(NOW, LogSource.STDOUT, str(n), n + 1) for n in range(1001)]
-    book.is_truncated = True
-    reply = (await client.get(url)).json()
-    assert [entry["message"] for entry in reply["logs"]] == [str(n) for n in range(1001)]
-    assert reply["truncated"] is True
+async def test_a_long_log_comes_whole(client, admin):
+    """Longer than what is sent in one piece."""
+    url = url_of(await admin.run("seq 1001"))
+    entries = await printed(client, url)
+    assert [entry["message"] for entry in entries] == [str(n) for n in range(1, 1002)]
 
 
 async def test_positions_are_told_to_those_who_ask(client, url):
     reply = (await client.get(f"{url}?after=0")).json()
     LogsReply.model_validate(reply)
-    assert [entry["seq"] for entry in reply["logs"]] == [10, 20, 30]
-    reply = (await client.get(f"{url}?after=20&source=stderr")).json()
-    assert [entry["seq"] for entry in reply["logs"]] == [30]
+    seqs = [entry["seq"] for entry in reply["logs"]]
+    assert seqs == sorted(set(seqs))
+    rest = (await client.get(f"{url}?after={seqs[0]}")).json()
+    assert rest["logs"] == reply["logs"][1:]
+    (line,) = (await client.get(f"{url}?after=0&source=stderr")).json()["logs"]
+    assert line in reply["logs"]
+    assert line["message"] == "oh"
 
 
 @pytest.mark.parametrize("query", ["source=kernel", "after=-1", "after=x", f"after={2**63}"])
@@ -89,15 +93,19 @@ async def test_a_stream_of_a_job_that_is_over(client, url):
     reply = await client.get(url, headers=EVENTS)
     assert reply.headers["content-type"].startswith("text/event-stream")
     *lines, end = events(reply.text)
-    assert [event["id"] for event in lines] == ["10", "20", "30"]
-    assert json.loads(lines[1]["data"])["message"] == 'a "line" \u2028 ä'
-    assert json.loads(lines[1]["data"])["seq"] == 20
+    logged = (await client.get(f"{url}?after=0")).json()["logs"]
+    assert [json.loads(event["data"]) for event in lines] == logged
+    assert [event["id"] for event in lines] == [str(entry["seq"]) for entry in logged]
+    assert 'a "line" \u2028 ä' in [entry["message"] for entry in logged]
     assert end == {"event": "end", "data": "{}"}
 
 
 async def test_a_stream_is_resumed_by_the_last_event(client, url):
-    reply = await client.get(f"{url}?after=0", headers={**EVENTS, "Last-Event-ID": "20"})
-    assert [event.get("id") for event in events(reply.text)] == ["30", None]
+    *lines, _ = events((await client.get(url, headers=EVENTS)).text)
+    headers = {**EVENTS, "Last-Event-ID": lines[0]["id"]}
+    *rest, end = events((await client.get(f"{url}?after=0", headers=headers)).text)
+    assert rest == lines[1:]
+    assert end["event"] == "end"
 
 
 @pytest.mark.parametrize("last", ["x", "-1", "9" * 30])
@@ -156,16 +164,15 @@ class QuickClock(SystemClock):
 
 
 @pytest.fixture
-def open_stream(book, waits, url, admin):
-    book.follow_forever = True
-    app = create_app(book, QuickClock(), waits)
-    connection = Connection(url, admin)
+def open_stream(application, waits, live, admin):
+    app = create_app(application, QuickClock(), waits)
+    connection = Connection(live, admin)
     return connection, app(connection.scope, connection.receive, connection.send)
 
 
 async def test_a_silent_stream_beats_until_its_client_goes(open_stream):
     connection, serve = open_stream
-    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as group:
         group.create_task(serve)
         await connection.has_beat.wait()
         connection.is_gone.set()
@@ -174,7 +181,7 @@ async def test_a_silent_stream_beats_until_its_client_goes(open_stream):
 
 async def test_a_stream_ends_without_end_when_the_server_stops(open_stream, waits):
     connection, serve = open_stream
-    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as group:
         group.create_task(serve)
         await connection.has_beat.wait()
         waits.stop()

@@ -2,13 +2,22 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from magsd import __version__, config
-from magsd.api.app import openapi_json
+from magsd.aio import SystemClock
+from magsd.api import errors, system
+from magsd.api.app import create_app, openapi_json
+from magsd.api.schemas import EngineReply
+from magsd.engine.fake.engine import FakeEngine, FakeSettings
+from magsd.engine.fake.faults import Fault, FaultPlan
+from magsd.model.errors import LaunchError
+from tests.api_service import opened
 
 DOCS = Path(__file__).parents[3] / "docs/reference"
 
@@ -16,15 +25,36 @@ DOCS = Path(__file__).parents[3] / "docs/reference"
 async def test_health_and_version(anybody):
     assert (await anybody.get("/healthz")).json() == {"status": "ok"}
     version = (await anybody.get("/version")).json()
-    assert version == {"name": "magsd", "version": __version__, "api": ["v1", "v2"]}
+    assert version == {
+        "name": "magsd",
+        "version": __version__,
+        "api": ["v1", "v2"],
+        "engines": [{"name": "fake", "isolation": "none"}],
+    }
 
 
-async def test_readiness(anybody, book):
+@pytest.mark.parametrize(("accelerator", "is_untested"), [("kvm", True), ("tcg", False)])
+def test_kvm_is_called_untested_where_it_is_used(accelerator, is_untested):
+    fake = FakeEngine(FakeSettings(Path("/nowhere")), SystemClock()).capabilities
+    engine = replace(fake, name="qemu", isolation="microvm", accelerator=accelerator)
+    reply = system.engine_reply(engine)
+    assert EngineReply(**reply).accelerator == accelerator
+    assert ("untested" in reply.get("remark", "")) is is_untested
+
+
+async def test_readiness(anybody):
     assert (await anybody.get("/readyz")).json() == {"status": "ready"}
-    book.unready = "there is no image: run `magsd image build standard`"
-    reply = await anybody.get("/readyz")
+
+
+async def test_what_keeps_scripts_from_running_is_told(tmp_path):
+    faults = FaultPlan()
+    faults.add("prepare", Fault(error=LaunchError("the engine is not there: install it")))
+    async with opened(tmp_path, SystemClock(), faults) as application:
+        transport = httpx.ASGITransport(app=create_app(application, SystemClock()))
+        async with httpx.AsyncClient(transport=transport, base_url="http://mags") as client:
+            reply = await client.get("/readyz")
     assert reply.status_code == 503
-    assert reply.json() == {"error": book.unready, "code": "capacity"}
+    assert reply.json() == {"error": "the engine is not there: install it", "code": "capacity"}
     assert reply.headers["Retry-After"]
 
 
@@ -46,14 +76,34 @@ async def test_errors_of_the_framework_have_our_form(client, method, path, statu
     assert set(reply.json()) == {"error", "code"}
 
 
-async def test_a_fault_is_a_500_with_a_reference_into_the_log(client, book, caplog):
-    book.jobs = None
-    reply = await client.get("/api/v1/mags-jobs/x/status")
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [("/healthz", "GET"), ("/api/v1/mags-jobs", "GET, POST"), ("/api/v2/tokens/x", "DELETE")],
+)
+async def test_all_methods_that_are_possible_are_named(anybody, path, allowed):
+    """Those of one path are several routes to the framework."""
+    for method in ("PUT", "OPTIONS", "BREW"):
+        reply = await anybody.request(method, path)
+        assert reply.headers["Allow"] == allowed
+        assert reply.json()["error"] == f"{method} is not possible here; use {allowed}"
+
+
+async def test_a_fault_is_a_500_with_a_reference_into_the_log(caplog):
+    app = FastAPI()
+    errors.install(app)
+
+    @app.get("/fault")
+    async def fault():
+        return {}["a secret"]
+
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://mags") as client:
+        reply = await client.get("/fault")
     assert reply.status_code == 500
     assert reply.json()["code"] == "internal"
     reference = reply.json()["error"].split()[-1]
     assert reference in caplog.text
-    assert "NoneType" not in reply.text
+    assert "secret" not in reply.text
 
 
 async def test_the_document_is_served_and_committed(anybody):
@@ -83,11 +133,3 @@ async def test_the_page_needs_nothing_from_elsewhere(anybody):
     assert not re.search(r"<script|<link|<img|@import|url\(|src=", reply.text)
     for path in json.loads(openapi_json())["paths"]:
         assert path in reply.text
-
-
-async def test_names_in_replies_are_always_sendable(app, admin, book):
-    book.add(admin.principal, name="half \ud800")
-    transport = httpx.ASGITransport(app=app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://mags") as client:
-        reply = await client.get("/api/v1/mags-jobs", headers=admin.headers)
-    assert reply.json()["jobs"][0]["name"] == "half ?"

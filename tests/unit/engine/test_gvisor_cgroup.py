@@ -84,6 +84,7 @@ def test_limits_of_version_1(tmp_path: Path) -> None:
         "FROZEN",
         "THAWED",
     )
+    assert freezer.events is None
 
 
 def test_limits_of_version_2(tmp_path: Path) -> None:
@@ -101,6 +102,7 @@ def test_limits_of_version_2(tmp_path: Path) -> None:
     assert group.procs_files == [directory / "cgroup.procs"]
     assert group.freezer is not None
     assert (group.freezer.file, group.freezer.frozen) == (directory / "cgroup.freeze", "1")
+    assert group.freezer.events == directory / "cgroup.events"
 
 
 def test_usage_leaves_out_what_the_kernel_gives_back(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def plan(**changes) -> Plan:
 
 
 def test_the_last_layer_is_on_top() -> None:
-    assert spec.overlay(plan()) == "m/root:m/d/upper:m/d/work:m/2:m/1:m/0"
+    assert spec.overlay(plan()) == "m/root:m/d/upper:m/d/work:m/2:m/1:m/0:m/p"
 
 
 def test_the_overlay_of_many_layers_fits_a_page() -> None:

@@ -76,6 +76,40 @@ def test_garbage_raises_only_wire_error_and_goes_on_doing_so(pieces):
             is_broken = True
 
 
+def frames_before_a_break(pieces):
+    """Return what is received, and whether the sequence turned out to be none of frames."""
+    reader, received = FrameReader(), []
+    for piece in pieces:
+        try:
+            received += reader.feed(piece)
+        except WireError:
+            return received, True
+        assert len(reader._rest) < HEADER_BYTES + PAYLOAD_MAX
+    return received, False
+
+
+@given(st.lists(frames, min_size=1, max_size=4), st.binary(max_size=40), st.data())
+def test_damage_anywhere_is_found_at_the_same_place_however_it_is_split(sent, tail, data):
+    """Bytes are changed and put in, as by a peer that has lost its place."""
+    whole = bytearray(b"".join(map(encode, sent)))
+    for _ in range(data.draw(st.integers(0, 3))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    at = data.draw(st.integers(0, len(whole)))
+    whole[at:at] = tail
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=8)))
+    pieces = [
+        bytes(whole[begin:end]) for begin, end in zip([0, *cuts], [*cuts, len(whole)], strict=True)
+    ]
+    exact, is_broken = frames_before_a_break(bytes([byte]) for byte in whole)
+    received, is_found = frames_before_a_break(pieces)
+    assert is_found == is_broken
+    # A break takes with it the whole frames of its own piece, and nothing else.
+    assert received == exact[: len(received)]
+    assert is_broken or received == exact
+    for frame in exact:
+        assert encode(frame) in whole
+
+
 @pytest.mark.parametrize(
     "bad",
     [
@@ -176,3 +210,31 @@ def test_numbers():
     fields = parse_fields(pack_fields("ok", [("out", "18446744073709551615")]))
     assert fields.number("out") == 2**64 - 1
     assert fields.number("err", 7) == 7
+
+
+@given(st.integers(0, 10**20 - 1))
+def test_every_number_of_twenty_digits_is_read(number):
+    fields = parse_fields(pack_fields("ok", [("out", str(number))]))
+    assert fields.number("out") == number
+
+
+@given(st.text(no_nul, min_size=1))
+def test_text_is_a_number_or_a_wire_error(text):
+    fields = parse_fields(pack_fields("ok", [("out", text)]))
+    try:
+        number = fields.number("out")
+    except WireError:
+        return
+    assert str(number) == text.lstrip("0") or (number == 0 and set(text) == {"0"})
+
+
+@given(st.lists(st.binary(min_size=1, max_size=9), max_size=6))
+def test_fields_that_were_read_can_be_packed_again(texts):
+    """What is no UTF-8 is replaced by the first reading, and stays as it is from then on."""
+    payload = b"".join(text.replace(b"\0", b"?") + b"\0" for text in texts)
+    once = parse_fields(payload)
+    pairs = [pair for pair in once.pairs if pair[0]]
+    words = [word for word in once.words if word]
+    again = parse_fields(pack_fields(words, pairs))
+    assert again.words == tuple(words)
+    assert again.pairs == tuple(pairs)

@@ -64,6 +64,8 @@ def test_what_runs_is_followed_and_what_waits_is_launched(state, is_attached):
     step = next_step(state, Goal.RUNNING, is_attached=is_attached)
     if state is RunState.PENDING:
         assert step is Step.LAUNCH
+    elif state is RunState.SAVING:
+        assert step is Step.SAVE
     elif not is_attached:
         assert step is Step.RECOVER
     else:

@@ -82,14 +82,14 @@ def test_what_is_no_squashfs_is_refused(store, tmp_path):
 
 async def test_an_image_as_it_was_added_is_whole(store, squashfs):
     image = store.add("standard", squashfs, {})
-    await store.verify(image)
-    await store.verify(image)
+    await store.verify(image.name, image.layers)
+    await store.verify(image.name, image.layers)
 
 
 @pytest.mark.parametrize("damage", ["changed", "cut", "removed"])
 async def test_damage_is_noticed_also_after_it_was_whole(store, squashfs, damage):
     image = store.add("standard", squashfs, {})
-    await store.verify(image)
+    await store.verify(image.name, image.layers)
     (layer,) = image.layers
     content = bytearray(layer.read_bytes())
     layer.unlink()
@@ -100,7 +100,7 @@ async def test_damage_is_noticed_also_after_it_was_whole(store, squashfs, damage
         layer.write_bytes(content[:-1])
 
     with pytest.raises(LaunchError, match="is damaged: run") as caught:
-        await store.verify(image)
+        await store.verify(image.name, image.layers)
 
     assert caught.value.job_code is JobCode.IMAGE_DAMAGED
 

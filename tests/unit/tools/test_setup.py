@@ -60,7 +60,8 @@ def test_every_suite_runs_in_the_gate_and_the_quick_ones_in_the_check():
     gate = [suite.name for suite in run_tests.suites("gate")]
 
     assert check == ["format", "lint", "types", "layers", "unit"]
-    assert gate == [*check, "fuzz", "integration", "conformance", "e2e"]
+    of_jobs = ["e2e", "e2e faults", "e2e states"]
+    assert gate == [*check, "fuzz", "integration", "conformance", *of_jobs]
     assert [suite.name for suite in run_tests.suites("full")] == gate
 
 
@@ -68,3 +69,19 @@ def test_every_folder_of_tests_has_a_suite():
     folders = {path.parent.name for path in (run_tests.REPOSITORY / "tests").glob("*/__init__.py")}
 
     assert folders <= {suite.name for suite in run_tests.suites("gate")}
+
+
+def test_no_server_is_made_by_an_installation(tmp_path):
+    settings = tmp_path / "createcluster.conf"
+    settings.write_text("#create_main_cluster = true\n")
+    seen = []
+
+    def fail() -> None:
+        with debian_packages.without_cluster(settings):
+            seen.append(settings.read_text().splitlines()[-1])
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert seen == ["create_main_cluster = false"]
+    assert settings.read_text() == "#create_main_cluster = true\n"

@@ -6,7 +6,7 @@ number back when the VM is gone.
 """
 
 from magsd.engine.network.host import Network, NetworkSettings
-from magsd.engine.network.layout import instance_of
+from magsd.engine.network.layout import GUEST_MAC, instance_of
 from magsd.engine.network.slots import Slot
 
-__all__ = ["Network", "NetworkSettings", "Slot", "instance_of"]
+__all__ = ["GUEST_MAC", "Network", "NetworkSettings", "Slot", "instance_of"]

@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
@@ -53,6 +54,8 @@ class NetworkSettings:
     """The DNS forwarder runs as this user."""
     spare: int = 2
     """So many slots are made in advance."""
+    spare_taps: int = 0
+    """And so many with a tap. Both kinds take their numbers out of `slot_net`."""
     resolv_conf: Path = Path("/etc/resolv.conf")
     """Names the host's resolvers."""
     host_directory: Path = Path("/run/mags")
@@ -79,7 +82,11 @@ class Network:
         )
         self._seen: Survey | None = None
         self._used: set[int] = set()
-        self._stock = SlotStock(self._make_slot, settings.spare, clock)
+        self._numbering = asyncio.Lock()
+        self._stocks = {
+            tap: SlotStock(partial(self._make_slot, tap=tap), spare, clock)
+            for tap, spare in ((False, settings.spare), (True, settings.spare_taps))
+        }
         self._changes: socket.socket | None = None
         self._running: list[asyncio.Task[Any]] = []
 
@@ -111,15 +118,16 @@ class Network:
         """The process of the DNS forwarder, while there is one."""
         return self._dns.pid
 
-    async def acquire(self, taken: Collection[int] = ()) -> Slot:
+    async def acquire(self, taken: Collection[int] = (), *, tap: bool = False) -> Slot:
         """Return a slot of its own for one VM: to be closed once the VM's shim has it.
 
-        Its number is none of `taken`, and nobody else's until `release`.
+        With `tap` it has a `tap_fd` in place of an interface in the guest's
+        namespace. Its number is none of `taken`, and nobody else's until `release`.
         Raises `LaunchError`.
         """
         unfit: list[Slot] = []
         try:
-            while (slot := await self._stock.take()).index in taken:
+            while (slot := await self._stocks[tap].take()).index in taken:
                 unfit.append(slot)
             return slot
         finally:
@@ -173,7 +181,7 @@ class Network:
         if self._changes is not None:
             self._changes.close()
         if hasattr(self, "_builder"):
-            for slot in self._stock.drain():
+            for slot in [slot for stock in self._stocks.values() for slot in stock.drain()]:
                 slot.close()
                 await self.release(slot.index)
             if remove:
@@ -198,7 +206,9 @@ class Network:
         self._running.append(self._tasks.spawn("network.watch", self._watch(changes)))
         was_there = await self._dns.open()
         self._running.append(self._tasks.spawn("network.dns", self._supervise_dns()))
-        self._running.append(self._tasks.spawn("network.slots", self._stock.keep_full()))
+        for tap, stock in self._stocks.items():
+            name = "network.taps" if tap else "network.slots"
+            self._running.append(self._tasks.spawn(name, stock.keep_full()))
         _log.info(
             "network open",
             uplinks=sorted(seen.uplinks),
@@ -220,10 +230,11 @@ class Network:
         loop = asyncio.get_running_loop()
         return loop.run_in_executor(self._thread, lambda: function(*arguments))
 
-    async def _make_slot(self) -> Slot:
-        index = await self._call(self._free_index)
-        self._used.add(index)
-        made = self._call(self._builder.build, index)
+    async def _make_slot(self, *, tap: bool) -> Slot:
+        async with self._numbering:  # the other kind's loop takes a number meanwhile
+            index = await self._call(self._free_index)
+            self._used.add(index)
+        made = self._call(partial(self._builder.build, index, tap=tap))
         try:
             return await asyncio.shield(made)
         except asyncio.CancelledError:

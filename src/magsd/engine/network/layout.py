@@ -14,6 +14,10 @@ from typing import Final
 GUEST_ADDRESS: Final = "10.0.2.15"
 GATEWAY_ADDRESS: Final = "10.0.2.2"
 GUEST_PREFIX: Final = 24
+# Behind a tap the hardware's addresses are the same in all VMs: a copy of a VM's memory
+# may remember the gateway's.
+GUEST_MAC: Final = "52:54:00:00:00:01"
+GATEWAY_MAC: Final = "52:54:00:00:00:02"
 SLOT_PREFIX: Final = 30
 _SLOT_SIZE: Final = 4
 

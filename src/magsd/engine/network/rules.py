@@ -176,9 +176,19 @@ def router_table() -> str:
     """Return the rules inside a slot: the guest can use its own address only.
 
     Nothing is accepted for the namespace itself, and nothing comes in
-    that does not belong to a connection of the guest.
+    that does not belong to a connection of the guest. For when `gw0` is there.
     """
+    # All namespaces of a host share one table of neighbours (1024 by default): a few guests
+    # that ask by ARP in many names would fill it. So that is dropped where frames come in,
+    # and with it all that is neither ARP nor IPv4.
     return f"""
+table netdev slot {{
+  chain ingress {{
+    type filter hook ingress device "gw0" priority filter; policy drop;
+    ip saddr {GUEST_ADDRESS} accept
+    arp saddr ip {GUEST_ADDRESS} accept
+  }}
+}}
 table inet slot {{
   chain forward {{
     type filter hook forward priority filter; policy drop;

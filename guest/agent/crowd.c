@@ -1,0 +1,73 @@
+/* How many processes the guest may run beside the agent. It starts them outside of
+ * the group that is limited and each enters that before it becomes its program: so
+ * a group that is full keeps nobody from looking into it. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "machine.h"
+
+#define GROUPS "/groups"
+#define GROUP GROUPS "/guest"
+#define THREADS_MAX "/proc/sys/kernel/threads-max"
+#define PID_MAX "/proc/sys/kernel/pid_max"
+#define PIDS_OF_KERNEL 4194304u /* more it has not */
+/* The kernel's own threads, and what the agent starts beyond the limit. */
+#define THREADS_BESIDE 1024u
+
+static int entrance = -1; /* the group's cgroup.procs */
+
+bool crowd_enter(void) { return entrance < 0 || write(entrance, "0", 1) == 1; }
+
+static bool write_text(const char *path, const char *text)
+{
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0)
+        return false;
+    bool is_written = write(fd, text, strlen(text)) == (ssize_t)strlen(text);
+    int error = errno;
+    close(fd);
+    errno = error;
+    return is_written;
+}
+
+/* See to it that one of the kernel's own limits, which hold for the agent too, is not
+ * below `least`. */
+static bool raise_limit(const char *path, unsigned least)
+{
+    char text[32];
+    FILE *file = fopen(path, "re");
+    if (!file)
+        return false;
+    unsigned long now = fgets(text, sizeof text, file) ? strtoul(text, NULL, 10) : 0;
+    fclose(file);
+    snprintf(text, sizeof text, "%u", least);
+    return now >= least || write_text(path, text);
+}
+
+/* Those go by the memory and the number of processors. */
+static bool make_room(unsigned count)
+{
+    unsigned least = count + THREADS_BESIDE;
+    return raise_limit(THREADS_MAX, least) &&
+           raise_limit(PID_MAX, least < PIDS_OF_KERNEL ? least : PIDS_OF_KERNEL);
+}
+
+int crowd_limit(unsigned count)
+{
+    char text[16];
+    snprintf(text, sizeof text, "%u", count);
+    bool is_there = mkdir(GROUPS, 0755) == 0 && mount("cgroup2", GROUPS, "cgroup2", 0, NULL) == 0;
+    bool is_limited = is_there && write_text(GROUPS "/cgroup.subtree_control", "+pids") &&
+                      mkdir(GROUP, 0755) == 0 && write_text(GROUP "/pids.max", text) &&
+                      make_room(count);
+    if (is_limited)
+        entrance = open(GROUP "/cgroup.procs", O_WRONLY | O_CLOEXEC);
+    return entrance < 0 ? errno : 0;
+}

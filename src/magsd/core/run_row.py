@@ -1,0 +1,78 @@
+"""The row of one run, as the actor that owns it writes it.
+
+Every write is guarded by run and epoch: one that finds no row means that
+somebody else has the run now.
+"""
+
+import dataclasses
+
+from sqlalchemy import Connection
+
+from magsd.core.node import Node
+from magsd.db import runs
+from magsd.model.layers import Manifest
+from magsd.model.lifecycle import Goal
+from magsd.model.names import RequestId
+from magsd.model.records import Job, Run
+
+
+class FencedError(Exception):
+    """Somebody else has the run now."""
+
+
+class RunRow:
+    """A run and its job as they were committed last, and how that changes."""
+
+    def __init__(self, node: Node, job: Job, run: Run) -> None:
+        self._node = node
+        self.job = job
+        self.run = run
+
+    @property
+    def request_id(self) -> RequestId:
+        """The job's id."""
+        return self.job.request_id
+
+    def want(self, goal: Goal, goal_version: int) -> bool:
+        """Take note of a goal that has been committed; say whether it is news."""
+        if goal_version <= self.job.goal_version:
+            return False
+        self.job = dataclasses.replace(self.job, goal=goal, goal_version=goal_version)
+        return True
+
+    async def begin_from(self, manifest: Manifest, version: int | None) -> None:
+        """Commit what the run's root filesystem is made of. Raises `FencedError`.
+
+        `version` is that of its own workspace, if it has one.
+        """
+        run = dataclasses.replace(self.run, base_version=version)
+
+        def write(tx: Connection) -> bool:
+            if not runs.save(tx, run, epoch=run.epoch, generation=self.job.generation):
+                return False
+            runs.set_manifest(tx, run.run_id, run.epoch, manifest)
+            return True
+
+        if not await self._node.database.write(write):
+            raise FencedError
+        self.run = run
+
+    async def save(self, run: Run) -> None:
+        """Commit a change that nobody is told of. Raises `FencedError`."""
+        await self._write(run, self.job.generation)
+
+    async def publish(self, run: Run) -> None:
+        """Commit a change and tell everybody. Raises `FencedError`."""
+        generation = self.job.generation + 1
+        await self._write(run, generation)
+        self.job = dataclasses.replace(self.job, generation=generation)
+        self._node.publish(self.job, run)
+
+    async def _write(self, run: Run, generation: int) -> None:
+        epoch = self.run.epoch
+        is_written = await self._node.database.write(
+            lambda tx: runs.save(tx, run, epoch=epoch, generation=generation)
+        )
+        if not is_written:
+            raise FencedError
+        self.run = run

@@ -1,0 +1,91 @@
+"""Talking to a VM's emulator by QMP: saving a machine that runs, and becoming one that was saved.
+
+The emulator is trusted no more than its guest: what it answers is looked at,
+and a deadline is the caller's.
+"""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from qemu.qmp import QMPClient, QMPError
+
+from magsd.aio import Clock, finish
+from magsd.engine.qemu_sockets import in_directory
+from magsd.model.errors import LaunchError
+
+_LOOK_S: Final = 0.002
+_IGNORE_SHARED: Final = [{"capability": "x-ignore-shared", "state": True}]
+"""Memory that is a file's is not part of the state: it is the file's."""
+
+
+class Monitor:
+    """A connection to one emulator."""
+
+    def __init__(self, client: QMPClient, connection: socket.socket, clock: Clock) -> None:
+        self._client = client
+        self._connection = connection
+        self._clock = clock
+
+    @classmethod
+    @asynccontextmanager
+    async def of(cls, run_directory: Path, clock: Clock) -> AsyncIterator["Monitor"]:
+        """Have the monitor of a VM that begins or lives. Raises `LaunchError`."""
+        client = QMPClient(run_directory.name)
+        connection = socket.socket(socket.AF_UNIX)
+        connection.setblocking(False)
+        try:
+            in_directory(run_directory, connection.connect)
+            await client.connect(connection)
+        except (OSError, QMPError) as error:
+            connection.close()
+            raise LaunchError("the emulator does not answer", repr(error)) from error
+        except BaseException:
+            connection.close()
+            raise
+        try:
+            yield cls(client, connection, clock)
+        finally:
+            # Ended already where the emulator has; that is for others to tell.
+            with contextlib.suppress(QMPError, OSError, EOFError):
+                await finish(client.disconnect())
+
+    async def save(self, state: int) -> None:
+        """Stop the guest and write its devices' state to a file. Its memory is a shared file."""
+        await self._ask("stop")
+        await self._ask("migrate-set-capabilities", {"capabilities": _IGNORE_SHARED})
+        try:
+            # By our own end: the loop's has no way to, and nothing is on its way now.
+            socket.send_fds(self._connection, [b" "], [state])
+        except OSError as error:
+            raise LaunchError("the emulator does not answer", repr(error)) from error
+        await self._ask("getfd", {"fdname": "state"})
+        await self._ask("migrate", {"uri": "fd:state"})
+        await self._migrated()
+
+    async def load(self, state: int) -> None:
+        """Have an emulator that waits for a state load it and go on. `state` is its descriptor."""
+        await self._ask("migrate-set-capabilities", {"capabilities": _IGNORE_SHARED})
+        await self._ask("migrate-incoming", {"uri": f"fd:{state}"})
+        await self._migrated()
+        await self._ask("cont")
+
+    async def _migrated(self) -> None:
+        while True:
+            told = await self._ask("query-migrate")
+            status = told.get("status") if isinstance(told, dict) else None
+            if status == "completed":
+                return
+            if status in ("failed", "cancelled"):
+                raise LaunchError("the state of a VM could not be moved", str(told)[:500])
+            await self._clock.sleep(_LOOK_S)
+
+    async def _ask(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
+        try:
+            return await self._client.execute(command, arguments)
+        except (QMPError, OSError, asyncio.IncompleteReadError) as error:
+            raise LaunchError(f"the emulator refused `{command}`", str(error)[:500]) from error

@@ -1,0 +1,221 @@
+"""The layers that workspaces consist of: made, kept here, sent and fetched.
+
+Puts together what others own: `layer_packing` makes a layer's file,
+`layer_files` keeps it on this machine, `layer_chunks` knows the object store.
+Which layers make which workspace, and which of them are still needed, is for
+the caller to know.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Sequence,
+)
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from magsd.aio import Clock
+from magsd.model.errors import MagsError
+from magsd.model.layers import Layer
+from magsd.model.names import AccountId
+from magsd.storage import layer_chunks, layer_packing
+from magsd.storage.layer_chunks import DamagedLayerError
+from magsd.storage.layer_files import LayerFiles, disk_errors
+from magsd.storage.objects import ObjectStore
+from magsd.storage.tar_rules import TarLimits
+
+__all__ = ["DamagedLayerError", "LayerStore", "TarLimits"]
+
+
+@dataclass
+class _Fetch:
+    """Who wants one layer at once: the first fetches it, the others wait for that."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    users: int = 0
+    error: MagsError | None = None
+
+
+class LayerStore:
+    """The layers of one data directory: `layers/<sha256>.sqfs` (shared with images), and their
+    objects. Belongs to one event loop.
+
+    Whatever is cancelled or fails leaves nothing behind but objects that the
+    next upload of the same layer finds. A full disk is a `CapacityError`.
+    """
+
+    def __init__(
+        self, data_directory: Path, objects: ObjectStore, clock: Clock, *, cache_bytes: int
+    ) -> None:
+        """Clear what an earlier process left half done. Raises `CapacityError`."""
+        self._files = LayerFiles(data_directory)
+        self._objects = objects
+        self._clock = clock
+        self._cache_bytes = cache_bytes
+        self._fetches: dict[tuple[AccountId, str], _Fetch] = {}
+        self._sending: Counter[AccountId] = Counter()
+        self._deleting: set[AccountId] = set()
+        self._turn = asyncio.Event()
+
+    def path(self, sha256: str) -> Path:
+        """Return where a layer lies on this machine, or would lie."""
+        return self._files.path(sha256)
+
+    async def pack_directory(self, directory: Path) -> Layer | None:
+        """Make a layer of an overlay's upper directory that the host wrote; None: nothing in it.
+
+        The same content gives the same layer. It is here, durably, on return.
+        Raises `MagsError` when the directory cannot be read, `TooLargeError`
+        for files whose sizes, holes counted, are beyond measure.
+        """
+        return await self._pack(lambda into: layer_packing.pack_directory(directory, into))
+
+    async def pack_tar(self, tar: AsyncIterator[bytes], limits: TarLimits) -> Layer | None:
+        """Make a layer of an archive from a guest; None: nothing in it. Durable on return.
+
+        Raises `InvalidError` for what may not be in a layer and
+        `TooLargeError` for what is over the limits; both name the entry. What
+        `tar` raises is raised.
+        """
+        return await self._pack(lambda into: layer_packing.pack_tar(tar, limits, into))
+
+    async def merge(self, layers: Sequence[Layer]) -> Layer:
+        """Make one layer that does what `layers`, lowest first, do together. Durable on return.
+
+        Whiteouts and opaque marks are kept as against what is below. All must
+        be here (`ensure`); raises `DamagedLayerError` for one that is not.
+        """
+        for layer in layers:
+            await self._check_here(layer)
+        paths = [self.path(layer.sha256) for layer in layers]
+        with self._files.staging() as folder:
+            await layer_packing.pack_merged(paths, folder, folder / "packed")
+            return await asyncio.to_thread(self._files.put, folder / "packed")
+
+    async def upload(
+        self,
+        account_id: AccountId,
+        layer: Layer,
+        *,
+        progress: Callable[[int], None] | None = None,
+    ) -> int:
+        """Put a layer that is here into the object store; return how many bytes were sent.
+
+        0 when it is there already. `progress` is told how many bytes of the
+        layer are there. Raises `DamagedLayerError`, `CapacityError` while the
+        store is away: what was sent by then is not sent again.
+        """
+        await self._check_here(layer)
+        async with self._send_turn(account_id):
+            sent_bytes = await layer_chunks.send(
+                self._objects, account_id, layer, self.path(layer.sha256), progress or _ignore
+            )
+        self._files.mark_stored(layer.sha256, self._clock.now())
+        return sent_bytes
+
+    async def ensure(self, account_id: AccountId, layer: Layer) -> Path:
+        """Return the file of a layer, whole: fetched if it is not here.
+
+        Several may ask for one layer at once: it is fetched once. Say that it
+        is in use (`forget_unused`) before. Raises `DamagedLayerError` that
+        names it when what is in the object store is not it, `CapacityError`
+        while the store is away.
+        """
+        if not await self._files.is_whole(layer):
+            key = (account_id, layer.sha256)
+            fetch = self._fetches.setdefault(key, _Fetch())
+            fetch.users += 1
+            try:
+                async with fetch.lock:
+                    await self._fetch_in_turn(account_id, layer, fetch)
+            finally:
+                fetch.users -= 1
+                if not fetch.users:
+                    del self._fetches[key]
+        self._files.note_use(layer.sha256, self._clock.now())
+        return self.path(layer.sha256)
+
+    async def forget_unused(self, in_use: Collection[str]) -> int:
+        """Remove files of layers that are in the object store until `cache_bytes` are not passed.
+
+        The longest unused first. `in_use` are the layers, by their SHA-256, of
+        all images, of jobs that run or are about to, and of versions that
+        wait to be uploaded. Returns how many bytes were freed.
+        """
+        return await asyncio.to_thread(self._files.shrink, self._cache_bytes, frozenset(in_use))
+
+    async def discard(self, sha256s: Iterable[str]) -> None:
+        """Remove files of layers that nobody needs, whether they were uploaded or not."""
+        for sha256 in sha256s:
+            await asyncio.to_thread(self._files.remove, sha256)
+
+    async def delete_objects(self, account_id: AccountId, sha256s: Iterable[str]) -> None:
+        """Remove layers of an account from the object store, and what uploads left unfinished.
+
+        Waits for this process's uploads of the account, and they for it. No
+        other process may upload layers of this account meanwhile: their chunks
+        would be lost. Raises as `upload`; to be called again then.
+        """
+        await self._until(
+            lambda: not self._sending[account_id] and account_id not in self._deleting
+        )
+        self._deleting.add(account_id)
+        try:
+            with disk_errors(), self._files.staging() as folder:
+                await layer_chunks.delete(self._objects, account_id, sha256s, folder)
+        finally:
+            self._deleting.discard(account_id)
+            self._turn.set()
+
+    async def _pack(self, pack: Callable[[Path], Awaitable[bool]]) -> Layer | None:
+        with self._files.staging() as folder:
+            if not await pack(folder / "packed"):
+                return None
+            return await asyncio.to_thread(self._files.put, folder / "packed")
+
+    async def _check_here(self, layer: Layer) -> None:
+        if not await self._files.is_whole(layer):
+            raise DamagedLayerError(layer.sha256, "its file on this machine is not whole")
+
+    async def _fetch_in_turn(self, account_id: AccountId, layer: Layer, fetch: _Fetch) -> None:
+        if fetch.error is not None:
+            raise fetch.error
+        if await self._files.is_whole(layer):
+            return
+        try:
+            with disk_errors(), self._files.staging() as folder:
+                staged, parts = folder / "whole", folder / "parts"
+                parts.mkdir()
+                await layer_chunks.fetch(self._objects, account_id, layer, staged, parts)
+                await asyncio.to_thread(self._files.put, staged, layer.sha256)
+        except MagsError as error:
+            fetch.error = error
+            raise
+        self._files.mark_stored(layer.sha256, self._clock.now())
+
+    @asynccontextmanager
+    async def _send_turn(self, account_id: AccountId) -> AsyncIterator[None]:
+        await self._until(lambda: account_id not in self._deleting)
+        self._sending[account_id] += 1
+        try:
+            yield
+        finally:
+            self._sending[account_id] -= 1
+            if not self._sending[account_id]:
+                del self._sending[account_id]
+            self._turn.set()
+
+    async def _until(self, is_free: Callable[[], bool]) -> None:
+        while not is_free():
+            self._turn.clear()
+            await self._turn.wait()
+
+
+def _ignore(size_bytes: int) -> None:
+    """Be told of progress that nobody asked for."""

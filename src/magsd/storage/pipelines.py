@@ -1,0 +1,165 @@
+"""Programs that read what the one before wrote, as processes of their own.
+
+Owns their start, the bytes that go in, and their end: when the caller is
+cancelled or the input fails, none is left. They are nice to others. What is
+run, and what its failure means, is the caller's.
+"""
+
+import asyncio
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+from magsd.aio import finish, unless
+from magsd.model.errors import MagsError
+
+_NICE: Final = ("nice", "-n", "5")
+_TAIL_BYTES: Final = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One program of a pipeline."""
+
+    argv: Sequence[str]
+    pass_fds: Sequence[int] = ()
+    """Descriptors that it has under the same numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a program ended."""
+
+    name: str
+    exit_code: int
+    """Negative: the signal that ended it."""
+    tail: str
+    """The last of what it wrote to standard error."""
+
+
+async def run_pipeline(
+    commands: Sequence[Command], content: AsyncIterator[bytes] | None = None
+) -> list[Ended]:
+    """Run programs, each reading what the one before writes; return how each ended.
+
+    The first reads `content`, or nothing; what the last writes is lost. What
+    `content` raises is raised when all have been ended. Raises `MagsError`
+    when a program cannot be started.
+    """
+    running: list[_Running] = []
+    try:
+        pipe = _start_all(commands, running, is_fed=content is not None)
+        if pipe is not None and content is not None:
+            await running[0].feed(pipe, content)
+        return [await each.wait() for each in running]
+    finally:
+        await finish(_end_all(running))
+
+
+class _Running:
+    def __init__(self, command: Command, reading: int, *, is_last: bool) -> None:
+        self._name = command.argv[0].rpartition("/")[2]
+        try:
+            self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `end`
+        except OSError as error:
+            raise MagsError(f"{self._name} cannot be started", str(error)) from error
+        try:
+            self._process = subprocess.Popen(
+                [*_NICE, *command.argv],
+                stdin=reading,
+                stdout=subprocess.DEVNULL if is_last else subprocess.PIPE,
+                stderr=self._errors,
+                start_new_session=True,
+                pass_fds=tuple(command.pass_fds),
+                env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"},
+            )
+        except OSError as error:
+            self._errors.close()
+            raise MagsError(f"{self._name} cannot be started", str(error)) from error
+        self.output = subprocess.DEVNULL
+        if self._process.stdout is not None:
+            self.output = os.dup(self._process.stdout.fileno())
+            self._process.stdout.close()
+        self._has_ended = asyncio.Event()
+        self._pidfd = os.pidfd_open(self._process.pid)
+        asyncio.get_running_loop().add_reader(self._pidfd, self._has_ended.set)
+
+    async def feed(self, pipe: int, content: AsyncIterator[bytes]) -> None:
+        """Write `content` to `pipe` and close it; end early when the program does."""
+        try:
+            await unless(self._has_ended, _write(pipe, content))
+        finally:
+            os.close(pipe)
+
+    async def wait(self) -> Ended:
+        """Return how it ended, when it has."""
+        await self._has_ended.wait()
+        exit_code = self._process.wait()
+        size = self._errors.seek(0, os.SEEK_END)
+        self._errors.seek(max(0, size - _TAIL_BYTES))
+        tail = self._errors.read().decode(errors="replace").strip()
+        return Ended(self._name, exit_code, tail)
+
+    async def end(self) -> None:
+        """End it if it has not, and let go of it."""
+        if not self._has_ended.is_set():
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            await self._has_ended.wait()
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self._process.wait()
+        self._errors.close()
+
+
+def _start_all(commands: Sequence[Command], running: list[_Running], *, is_fed: bool) -> int | None:
+    """Start all, append them to `running`, return what to write the first one's input to."""
+    reading, writing = os.pipe2(os.O_CLOEXEC) if is_fed else (subprocess.DEVNULL, None)
+    try:
+        for command in commands:
+            started = _Running(command, reading, is_last=command is commands[-1])
+            running.append(started)
+            _close(reading)
+            reading = started.output
+    except BaseException:
+        _close(reading)
+        _close(writing)
+        raise
+    return writing
+
+
+async def _end_all(running: Sequence[_Running]) -> None:
+    for each in running:
+        await each.end()
+
+
+async def _write(pipe: int, content: AsyncIterator[bytes]) -> None:
+    os.set_blocking(pipe, False)
+    with suppress(BrokenPipeError):  # Who has read enough says by its exit status whether it has.
+        async for piece in content:
+            rest = memoryview(piece)
+            while rest:
+                try:
+                    rest = rest[os.write(pipe, rest) :]
+                except BlockingIOError:
+                    await _writable(pipe)
+
+
+async def _writable(pipe: int) -> None:
+    is_writable = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_writer(pipe, is_writable.set)
+    try:
+        await is_writable.wait()
+    finally:
+        loop.remove_writer(pipe)
+
+
+def _close(descriptor: int | None) -> None:
+    if descriptor is not None and descriptor >= 0:
+        os.close(descriptor)

@@ -1,0 +1,220 @@
+"""The daemon is killed between any two of its steps; the next one finds everything right.
+
+`MAGS_TEST_FULL=1` tries every point of every scene; else those of long scenes
+are tried in part, chosen by a seed.
+"""
+
+import asyncio
+import dataclasses
+import json
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from magsd.storage.images import ImageStore
+from tests.integration.core import kill_points
+from tests.integration.core.kill_points import SCENES, open_gate, quiet, waiting
+from tests.integration.core.service import DEADLINE_S, RESTARTED, Service
+from tests.integration.core.wholeness import nothing_counted, processes
+
+PLAYERS = 2
+SAMPLE = 4
+WHOLE = ("hit",)
+STOPPED = "the job was stopped"
+
+
+class Players:
+    """Processes that play scenes, each a fork of one that is ready."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._idle: asyncio.Queue[asyncio.subprocess.Process] = asyncio.Queue()
+        self._all: list[asyncio.subprocess.Process] = []
+
+    async def start(self) -> None:
+        for _ in range(PLAYERS):
+            with (self._folder / "players.log").open("ab") as log:
+                player = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    "-m",
+                    kill_points.__name__,
+                    stdin=asyncio.subprocess.PIPE,
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=log,
+                    cwd=Path(__file__).parents[3],
+                )
+            self._all.append(player)
+            self._idle.put_nowait(player)
+
+    async def aclose(self) -> None:
+        for player in self._all:
+            player.stdin.close()
+            await player.communicate()
+
+    async def play(self, directory: Path, scene: str, point: str) -> list[str]:
+        """Play a scene until its point; return its trail."""
+        player = await self._idle.get()
+        try:
+            order = {"directory": str(directory), "scene": scene, "point": point}
+            player.stdin.write(json.dumps(order).encode() + b"\n")
+            async with asyncio.timeout(2 * DEADLINE_S):
+                status = int(await player.stdout.readline())
+        finally:
+            self._idle.put_nowait(player)
+        log = (self._folder / "players.log").read_text(errors="replace")
+        assert os.WIFSIGNALED(status), log[-4000:]
+        assert os.WTERMSIG(status) == signal.SIGKILL, log[-4000:]
+        return directory.with_name("trail").read_text().splitlines()
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder in memory, where there is one: what is killed are processes, not the host."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(prefix="mags-", dir=memory if memory.is_dir() else None) as it:
+        yield Path(it)
+
+
+@pytest.fixture
+async def players(folder) -> AsyncIterator[Players]:
+    players = Players(folder)
+    await players.start()
+    try:
+        yield players
+    finally:
+        await players.aclose()
+
+
+@pytest.fixture
+async def template(folder) -> Path:
+    """A data directory with an image and a database that has no jobs."""
+    layer = folder / "layer.sqfs"
+    layer.write_bytes(b"hsqs, and nothing of it is read")
+    template = folder / "template"
+    ImageStore(template).add("standard", layer, {})
+    service = Service(template)
+    await service.start()
+    await service.stop()
+    return template
+
+
+@pytest.mark.parametrize("scene", SCENES)
+async def test_killed_at_any_point(folder, players, template, scene):
+    # In one process databases are brought up to date one after the other.
+    starting = asyncio.Lock()
+
+    async def attempt(number: int, point: str) -> list[str]:
+        directory = folder / f"{number}" / "data"
+        directory.parent.mkdir()
+        shutil.copytree(template, directory)
+        trail = await players.play(directory, scene, point)
+        try:
+            await recover(directory, scene, trail, starting)
+        except Exception as error:
+            raise AssertionError(f"{scene}, killed {point or 'at the end'}: {error!r}") from error
+        shutil.rmtree(directory.parent)
+        return trail
+
+    trail = await attempt(0, "")
+    assert trail[-1] == "end"
+    points = list(dict.fromkeys(line.removeprefix("point ") for line in trail if "point " in line))
+    if os.environ.get("MAGS_TEST_FULL") != "1" and scene not in WHOLE:
+        points = random.sample(points, min(SAMPLE, len(points)))
+    limit = asyncio.Semaphore(2 * PLAYERS)
+
+    async def limited(number: int, point: str) -> None:
+        async with limit:
+            await attempt(number, point)
+
+    attempts = [limited(number, point) for number, point in enumerate(points, 1)]
+    found = await asyncio.gather(*attempts, return_exceptions=True)
+    wrong = [error for error in found if error is not None]
+    assert not wrong, "\n".join(f"{error} ({error.__cause__!r})" for error in wrong)
+
+
+async def recover(directory: Path, scene: str, trail: list[str], starting: asyncio.Lock) -> None:
+    """Start a service where another was killed; see all jobs to their right ends."""
+    acknowledged = {line.split()[1] for line in trail if line.startswith("acknowledged ")}
+    rows = rows_of(directory)
+    assert acknowledged <= rows.keys()
+    left = {path.name for path in (directory / "run").glob("*")}
+    service = Service(directory)
+    service.settings = dataclasses.replace(service.settings, **SCENES[scene].settings)
+    async with starting:
+        await service.start()
+    try:
+        for request_id, (name, goal, *_) in rows.items():
+            if goal == "running":
+                open_gate(directory, name)
+            ended = await service.until(request_id)
+            await check_job(service, ended, goal, is_same_end=rows[request_id][2:])
+        if service.settings.pool_min:
+            await service.waiting(service.settings.pool_min)
+        await quiet(service)
+        assert not waiting(service) & left
+        await nothing_counted(service)
+        check_files(directory, service)
+        listed = await service.app.list_jobs(service.principal, page=1, page_size=10)
+        assert listed.total == len(rows)
+    finally:
+        await service.stop()
+        await service.engine.sweep(frozenset())
+    assert not list((directory / "run").glob("*"))
+    assert not processes(directory)
+
+
+def rows_of(directory: Path) -> dict[str, tuple]:
+    """Return name, goal, state and exit code of every job, as they were committed."""
+    with sqlite3.connect(directory / "mags.db") as database:
+        found = database.execute(
+            "SELECT job.request_id, job.name, goal, state, exit_code"
+            " FROM job JOIN run ON run.request_id = job.request_id"
+        ).fetchall()
+    database.close()
+    return {row[0]: row[1:] for row in found}
+
+
+async def check_job(service: Service, ended, goal: str, is_same_end: tuple) -> None:
+    """Fail unless a job ended as it had to, with all its log, and began once at most."""
+    state, exit_code = is_same_end
+    assert ended.exit_code == (143 if goal == "stopped" else 5), ended
+    if state == "ended":
+        assert ended.exit_code == exit_code
+    marks = service.directory / f"{ended.name}.marks"
+    begun = len(marks.read_text().splitlines()) if marks.exists() else 0
+    lines = await service.log(ended.request_id)
+    system = Counter(line for source, line in lines if source == "system")
+    printed = [line for source, line in lines if source != "system"]
+    assert system.keys() <= {RESTARTED, STOPPED}, lines
+    assert system[RESTARTED] <= 2, lines
+    if goal == "stopped":
+        assert begun <= 1
+        assert printed in ([], ["one"]), lines
+        if ended.vm_id:
+            assert system[STOPPED] == 1, lines
+    else:
+        assert begun == 1, begun
+        assert printed == ["one", "two"], lines
+        assert not system[STOPPED]
+
+
+def check_files(directory: Path, service: Service) -> None:
+    """Fail unless what is kept of jobs is what rows know of."""
+    with sqlite3.connect(directory / "mags.db") as database:
+        known = set(database.execute("SELECT request_id, epoch FROM log_index").fetchall())
+    database.close()
+    stored = {
+        (path.parent.name, int(path.name)) for path in (directory / "objects").glob("logs/*/*/*")
+    }
+    assert stored == known
+    assert set(service.node.places.put_away_ones()) <= known
+    assert not list((directory / "tmp").glob("*"))

@@ -1,0 +1,104 @@
+"""What the body of a submit means, without a server."""
+
+import dataclasses
+import json
+
+import pytest
+
+from magsd.api.submit import spec_of
+from magsd.model.errors import InvalidError, TooLargeError
+
+
+def asked(**fields):
+    """Return the `JobSpec` for a body, as it comes out of JSON."""
+    return spec_of(json.loads(json.dumps({"script": "echo hi", **fields})))
+
+
+def test_the_least():
+    spec = asked()
+    assert (spec.script, spec.name, spec.rootfs_type) == ("echo hi", None, "standard")
+
+
+def test_everything():
+    spec = asked(
+        type="inline",
+        name="mine",
+        environment={"A": "1"},
+        rootfs_type="alpine",
+        timeout=5,
+        vcpus=2,
+        memory_mb=256.0,
+        disk_gb=3,
+        engine="gvisor",
+        workspace_id="mine",
+        base_workspace_id="theirs",
+        no_sync=True,
+    )
+    assert dataclasses.asdict(spec) == {
+        "script": "echo hi",
+        "name": "mine",
+        "environment": {"A": "1"},
+        "timeout_s": 5,
+        "rootfs_type": "alpine",
+        "vcpus": 2,
+        "memory_mb": 256,
+        "disk_gb": 3,
+        "engine": "gvisor",
+        "workspace_id": "mine",
+        "base_workspace_id": "theirs",
+        "no_sync": True,
+        "ignored": (),
+    }
+
+
+def test_what_asks_for_nothing_is_accepted():
+    spec = asked(
+        persistent=False,
+        no_sleep=False,
+        no_sync=None,
+        workspace_id=None,
+        base_workspace_id="",
+        startup_command="",
+        file_ids=[],
+        idle_timeout=None,
+        reset=False,
+        name=None,
+        environment={"__MAGS_KEEP_ALIVE": "false", "__MAGS_IDLE_MIN": ""},
+    )
+    assert spec == asked()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("persistent", True),
+        ("no_sleep", True),
+        ("startup_command", "true"),
+        ("file_ids", ["x"]),
+        ("idle_timeout", 60),
+        ("reset", True),
+    ],
+)
+def test_what_is_not_built_is_refused(name, value):
+    with pytest.raises(InvalidError, match=f"^{name} is not supported by this version"):
+        asked(**{name: value})
+
+
+def test_unknown_fields_are_ignored_and_kept_fit_to_be_told():
+    assert asked(ephemeral=True, **{"x\n": 1, "y" * 99: 1}).ignored == ("ephemeral", "x?", "y" * 64)
+
+
+def test_reserved_keys_are_settings():
+    environment = {"__MAGS_ROOTFS_TYPE": "alpine", "__MAGS_MEM_GB": "2", "A": "1"}
+    spec = asked(environment=environment)
+    assert (spec.rootfs_type, spec.memory_mb, spec.environment) == ("alpine", 2048, {"A": "1"})
+
+
+@pytest.mark.parametrize("script", ["x" * (10 << 20), "x" * ((1 << 20) + 1), "ä" * (600 << 10)])
+def test_a_script_that_is_too_large(script):
+    with pytest.raises(TooLargeError):
+        asked(script=script)
+
+
+def test_the_largest_script():
+    assert len(asked(script="x" * (1 << 20)).script) == 1 << 20

@@ -35,6 +35,7 @@ from bench.report import Report
 from bench.scale import scale
 from bench.session import Options, Session
 from bench.starts import claims, starts
+from bench.workspaces import workspaces
 from magsd import log
 from magsd.engines import GVISOR, QEMU
 
@@ -52,6 +53,7 @@ PARTS: Final[Mapping[str, Part]] = {
     "idle": idle,
     "idle-claims": idle_claims,
     "phases": phases,
+    "workspaces": workspaces,
     "daemon": daemon,
     "scale": scale,
 }

@@ -1,7 +1,6 @@
 """The first half of P3 for an engine with templates: how much quicker a launch is than a boot.
 
-All three are timed alike, from the launch until the agent has joined and knows
-who it is: a machine that boots, one that goes on from a template, and the first
+All three are timed alike, from the launch until the agent has joined: a machine that boots, one that goes on from a template, and the first
 of a size that nobody had before, for which a template is made.
 """
 

@@ -114,14 +114,23 @@ class Bare:
         self._stock.append(await self.waiting())
         return took_ms
 
-    async def waiting(self) -> Waiting:
-        """Launch, warm and freeze a VM that is held, as the pool does."""
+    async def held(self) -> Waiting:
+        """Launch a VM that is fit for a script, as the pool does."""
         plan = self.plan(waits=True)
         handle = await launch.launched(self.engine, plan)
         connection = await ShimConnection.open(handle.run_directory)
-        await launch.hold(connection, plan.hostname, self._clock, self.engine.capabilities)
-        await launch.freeze(connection)
+        await launch.hold(connection, plan.hostname, self._clock)
         return Waiting(handle, connection)
+
+    async def warm(self, vm: Waiting) -> None:
+        """Warm and freeze one, as the pool does when nothing else is to be done."""
+        await launch.warm(vm.connection, self.engine.capabilities)
+
+    async def waiting(self) -> Waiting:
+        """Launch a VM, warm and freeze it."""
+        vm = await self.held()
+        await self.warm(vm)
+        return vm
 
     async def let_go(self, vm: Waiting) -> None:
         """End a VM that waits."""

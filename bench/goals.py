@@ -54,7 +54,7 @@ GOALS: Final = {
         Goal("hits", "P3", "pool hits at one job a second", "100 %"),
         Goal("miss", "P3", "pool miss, to bare launch to done", "≤ 1.2 x"),
         Goal("clone", "P3", "launch from a template, to a boot", "≤ {limit} x", {QEMU: 0.05}),
-        Goal("refill", "P3", "VMs made for the pool", "≥ {limit} /s", {QEMU: 10}),
+        Goal("refill", "P3", "VMs fit for a script made for the pool", "≥ {limit} /s", {QEMU: 10}),
         Goal(
             "burst",
             "P4",
@@ -65,6 +65,21 @@ GOALS: Final = {
         Goal("exec_bare", "P5", "exec of `true` by the API, minus bare", "≤ 3 ms"),
         Goal("submits", "P6", "submits", "≥ 300 /s"),
         Goal("polls", "P6", "status polls a core", "≥ 2000 /s"),
+        Goal(
+            "capture",
+            "P9",
+            "first sync of a workspace of 500 MB, to `tar | zstd -3`",
+            "≤ 1.5 x",
+        ),
+        Goal("unchanged", "P9", "a sync after nothing was changed", "≤ 100 ms, 0 bytes"),
+        Goal("changed", "P9", "sent by a sync after 1 MB was changed", "≤ 4 MB"),
+        Goal(
+            "cached_start",
+            "P9",
+            "start from a cached workspace of 500 MB, minus a pool miss",
+            "≤ 50 ms",
+        ),
+        Goal("sync_memory", "P9", "the daemon's growth while 2 GB pass", "≤ 64 MB"),
         Goal(
             "idle_memory",
             "P10",

@@ -46,12 +46,16 @@ class Server:
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-    def memory_mb(self) -> float:
-        """Return the daemon's resident memory."""
+    def memory_mb(self, which: str = "VmRSS") -> float:
+        """Return the daemon's resident memory; with `VmHWM` the most since `forget_peak`."""
         for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS"):
+            if line.startswith(which):
                 return int(line.split()[1]) / 1024
-        raise LookupError("no VmRSS")
+        raise LookupError(f"no {which}")
+
+    def forget_peak(self) -> None:
+        """Begin anew with what `VmHWM` says."""
+        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
 
     def scrape(self) -> Scrape:
         """Return what `/metrics` says; nothing where the server has none."""

@@ -14,6 +14,7 @@ from tests.conformance.roots import on_every_root
 from tests.conformance.vm import (
     begin,
     connected,
+    introduced,
     journaled,
     printed,
     script,
@@ -39,6 +40,7 @@ async def test_a_vm_runs_a_command(host: Host, engine: Engine) -> None:
 
 async def test_a_vm_is_what_its_plan_says(host: Host, engine: Engine) -> None:
     handle = await engine.launch(host.plan(vcpus=1.5, hostname="named"))
+    await introduced(handle, host.clock, "named")
     assert await printed(handle, "nproc; hostname; id -u") == f"{host.processors(1.5)}\nnamed\n0\n"
     await engine.stop(handle)
 

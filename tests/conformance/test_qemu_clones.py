@@ -20,7 +20,7 @@ from magsd.model.quota import Limits, completed
 from magsd.model.records import JobSpec
 from tests import census
 from tests.conformance.qemu_host import QemuHost
-from tests.conformance.vm import eventually, journaled, printed, within
+from tests.conformance.vm import eventually, introduced, journaled, printed, within
 
 pytestmark = pytest.mark.parametrize("host", ["qemu"], indirect=True)
 
@@ -51,8 +51,8 @@ async def held(engine: QemuEngine, host: QemuHost) -> tuple[Handle, ShimConnecti
     """Return a VM that waits, as the pool makes it."""
     handle = await engine.launch(host.plan(waits=True))
     connection = await ShimConnection.open(handle.run_directory)
-    await launch.hold(connection, "waiting", host.clock, engine.capabilities)
-    await launch.freeze(connection)
+    await launch.hold(connection, "waiting", host.clock)
+    await launch.warm(connection, engine.capabilities)
     return handle, connection
 
 
@@ -87,6 +87,7 @@ async def test_the_hosts_clock_may_be_set(host: QemuHost) -> None:
             # Between a template and what goes on from it,
             clock.offset_s = offset_s
             handle = await engine.launch(host.plan())
+            await introduced(handle, clock)
             assert_now(clock, await printed(handle, "date +%s.%N"))
             await engine.stop(handle)
             # and while that waits.

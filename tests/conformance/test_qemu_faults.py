@@ -92,8 +92,8 @@ async def held(engine: QemuEngine, host: QemuHost) -> AsyncIterator[tuple[Handle
     handle = await engine.launch(host.plan(waits=True))
     connection = await ShimConnection.open(handle.run_directory)
     try:
-        await launch.hold(connection, "waiting", host.clock, engine.capabilities)
-        await launch.freeze(connection)
+        await launch.hold(connection, "waiting", host.clock)
+        await launch.warm(connection, engine.capabilities)
         yield handle, connection
     finally:
         await connection.aclose()

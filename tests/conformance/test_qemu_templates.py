@@ -17,7 +17,7 @@ from magsd.guest import streams
 from magsd.guest.shim import ShimError
 from magsd.model.errors import LaunchError
 from tests.conformance.qemu_host import QemuHost
-from tests.conformance.vm import connected, eventually, printed, within
+from tests.conformance.vm import connected, eventually, introduced, printed, within
 
 pytestmark = pytest.mark.parametrize("host", ["qemu"], indirect=True)
 
@@ -36,6 +36,7 @@ async def kept(host: QemuHost) -> Path:
 
 async def test_clones_share_nothing_that_is_secret(host: QemuHost, engine: QemuEngine) -> None:
     handles = [await engine.launch(host.plan()) for _ in range(3)]
+    await asyncio.gather(*(introduced(handle, host.clock) for handle in handles))
     secret = "head -c 16 /dev/urandom | od -An -tx1; cat /proc/sys/kernel/random/boot_id"
     told = await asyncio.gather(*(printed(handle, secret) for handle in handles))
     assert len(set(told)) == 3
@@ -61,6 +62,7 @@ async def test_what_one_writes_no_other_sees(host: QemuHost, engine: QemuEngine)
 async def test_the_clock_is_right(host: QemuHost, engine: QemuEngine) -> None:
     await engine.stop(await engine.launch(host.plan()))
     handle = await engine.launch(host.plan())
+    await introduced(handle, host.clock)
     before = time.time()
     told = float(await printed(handle, "date +%s.%N"))
     assert before - 0.5 < told < time.time() + 0.5

@@ -51,8 +51,8 @@ async def waiting(engine: Engine, host: ShimHost) -> tuple[Handle, ShimConnectio
     """Return a VM as the pool makes it: it has run the warm-up and is frozen."""
     handle = await engine.launch(host.plan(waits=True))
     connection = await ShimConnection.open(handle.run_directory)
-    await launch.hold(connection, "mags-waiting", host.clock, engine.capabilities)
-    await launch.freeze(connection)
+    await launch.hold(connection, "mags-waiting", host.clock)
+    await launch.warm(connection, engine.capabilities)
     return handle, connection
 
 

@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+from magsd.aio import Clock
 from magsd.engine.base import Handle
-from magsd.guest import streams
+from magsd.guest import identity, streams
 from magsd.guest.journal import JournalReader
 from magsd.guest.shim import ShimConnection, ShimError
 from magsd.guest.wire import pack_fields
@@ -27,6 +28,12 @@ async def connected(handle: Handle) -> AsyncIterator[ShimConnection]:
         yield connection
     finally:
         await connection.aclose()
+
+
+async def introduced(handle: Handle, clock: Clock, hostname: str = "introduced") -> None:
+    """Tell a VM who it is, as whoever launches one does first."""
+    async with connected(handle) as connection:
+        await identity.introduce(connection, hostname, clock.now())
 
 
 async def shell(handle: Handle, script: str) -> streams.ExecResult:

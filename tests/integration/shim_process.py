@@ -207,7 +207,10 @@ def reap_refused() -> bool:
     """Reap our children that were shims and have ended; return whether there were any."""
     is_found = False
     for task in Path("/proc/self/task").iterdir():
-        for pid in map(int, (task / "children").read_text().split()):
+        children = ""
+        with contextlib.suppress(OSError):  # A thread that has ended meanwhile.
+            children = (task / "children").read_text()
+        for pid in map(int, children.split()):
             with contextlib.suppress(OSError):
                 if Path(f"/proc/{pid}/stat").read_text().split(" ")[1:3] == ["(mags-shim)", "Z"]:
                     is_found |= os.waitpid(pid, os.WNOHANG)[0] == pid

@@ -6,17 +6,18 @@ wait the pool's; how a VM comes to be is the engine's.
 """
 
 import asyncio
-import secrets
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import structlog
+
 from magsd.aio import Clock, finish
 from magsd.core.settings import CoreSettings
 from magsd.engine.base import Capabilities, Engine, Handle, Plan
-from magsd.guest import streams
+from magsd.guest import identity, streams
 from magsd.guest.shim import ShimConnection, ShimError
 from magsd.guest.state import read_stream
 from magsd.guest.wire import pack_fields
@@ -46,7 +47,6 @@ _ENVIRONMENT: Final = {
 }
 _LAUNCH_S: Final = 60.0
 _BEGIN_S: Final = 15.0
-_ENTROPY_BYTES: Final = 64
 _WARM_UP: Final = """\
 /bin/true & /bin/true & wait
 /bin/true | /bin/true
@@ -58,6 +58,8 @@ command -v python3 >/dev/null && python3 -c pass
 _WARM_UP_COPY: Final = "/bin/true | /bin/true\n"
 """For a VM that went on from one that has done all that. What is left is the emulator's own: it
 translates the code of a shell and of what starts programs."""
+
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +128,8 @@ async def start(engine: Engine, plan: Plan, spec: RunSpec, clock: Clock) -> Shim
         connection = await ShimConnection.open(handle.run_directory)
         undo.push_async_callback(connection.aclose)
         await asyncio.gather(
-            _introduce(connection, plan.hostname, clock), _hand_over(connection, spec.script)
+            identity.introduce(connection, plan.hostname, clock.now()),
+            _hand_over(connection, spec.script),
         )
         attempt.is_asked = True
         await _begin(connection, spec)
@@ -147,7 +150,7 @@ async def begin(
         steps = [connection.request("claim"), _hand_over(connection, spec.script)]
         if engine.capabilities.template:
             # It counts time by itself, and the host's clock may have been set since it was told.
-            steps.append(streams.control(connection, "identity", clock_ns=_clock_ns(clock)))
+            steps.append(identity.set_clock(connection, clock.now()))
         await asyncio.gather(*steps)
         attempt.is_asked = True
         await _begin(connection, spec)
@@ -180,27 +183,32 @@ async def _beginning(engine: Engine, handle: Handle) -> AsyncIterator[_Attempt]:
         raise
 
 
-async def hold(
-    connection: ShimConnection, hostname: str, clock: Clock, capabilities: Capabilities
-) -> None:
-    """Make a VM that was just launched ready for any script; it ends with `connection`
+async def hold(connection: ShimConnection, hostname: str, clock: Clock) -> None:
+    """Make a VM that was just launched fit for any script; it ends with `connection`
     until it is claimed.
 
     It learns who it is now and not at the claim: it will serve one script only.
-    Running a script brings what one needs into memory. Raises `ShimError` and
-    `TimeoutError`.
+    Raises `ShimError` and `TimeoutError`.
     """
     async with asyncio.timeout(_BEGIN_S):
         await connection.request("hold")
-        await _introduce(connection, hostname, clock)
+        await identity.introduce(connection, hostname, clock.now())
+
+
+async def warm(connection: ShimConnection, capabilities: Capabilities) -> None:
+    """Bring what a script needs into a held VM's memory, then freeze it until it is claimed.
+
+    Where there is no freezer it waits running: `doctor` says what that costs.
+    Raises `ShimError` and `TimeoutError`.
+    """
+    async with asyncio.timeout(_BEGIN_S):
         await _hand_over(connection, _WARM_UP_COPY if capabilities.template else _WARM_UP)
         argv = ["/bin/sh", _SCRIPT_PATH]
         await streams.run(connection, argv, environment=_ENVIRONMENT, cwd="/root")
-
-
-async def freeze(connection: ShimConnection) -> None:
-    """Freeze a VM until it is claimed. Raises `ShimError` where it cannot be frozen."""
-    await connection.request("freeze", deadline_ms="0")
+    try:
+        await connection.request("freeze", deadline_ms="0")
+    except ShimError as error:
+        _log.debug("not_frozen", error=str(error))
 
 
 async def launched(engine: Engine, plan: Plan) -> Handle:
@@ -211,22 +219,6 @@ async def launched(engine: Engine, plan: Plan) -> Handle:
     except TimeoutError as error:
         text = f"no VM came up within {_LAUNCH_S:.0f} s: the host may be overloaded"
         raise LaunchError(text) from error
-
-
-async def _introduce(connection: ShimConnection, hostname: str, clock: Clock) -> None:
-    """Tell the VM who and when it is."""
-    await streams.control(
-        connection,
-        "identity",
-        hostname=hostname,
-        machine_id=secrets.token_hex(16),
-        clock_ns=_clock_ns(clock),
-        entropy=secrets.token_hex(_ENTROPY_BYTES),
-    )
-
-
-def _clock_ns(clock: Clock) -> str:
-    return str(int(clock.now().timestamp() * 1e9))
 
 
 async def _hand_over(connection: ShimConnection, script: str) -> None:

@@ -4,6 +4,9 @@ Owns which VMs wait, how many of each shape, and when others are made. A claim
 is decided at once (`take`); beginning the script in what was taken is
 `launch`'s part. VMs here belong to nobody: each ends with the connection that
 holds it, and so with this process. One that was taken never comes back.
+
+A VM may be taken as soon as it is fit for a script, and is warmed once no other
+is to be made: in a burst many are wanted sooner than each is wanted quick.
 """
 
 import asyncio
@@ -50,6 +53,9 @@ class WaitingVm:
     shape: Shape
     handle: Handle
     connection: ShimConnection
+    is_warm: bool = False
+    is_lost: bool = False
+    """Its connection has ended."""
 
 
 @dataclass(slots=True)
@@ -57,7 +63,9 @@ class _Stock:
     """All of one shape."""
 
     ready: deque[WaitingVm] = field(default_factory=deque)
+    """Those that are warm come first."""
     making: int = 0
+    warming: int = 0
     asked_at: deque[float] = field(default_factory=deque)
     wanted: int = 0
     """The most that were asked for together, until nobody has asked for a while."""
@@ -67,7 +75,13 @@ class _Stock:
 
     @property
     def count(self) -> int:
-        return len(self.ready) + self.making
+        return len(self.ready) + self.making + self.warming
+
+    def add(self, vm: WaitingVm) -> None:
+        if vm.is_warm:
+            self.ready.appendleft(vm)
+        else:
+            self.ready.append(vm)
 
 
 class Pool:
@@ -117,7 +131,10 @@ class Pool:
 
     def put_back(self, vm: WaitingVm) -> None:
         """Take a VM back that was taken for nothing, before anybody was told of it."""
-        self._stocks.setdefault(vm.shape, _Stock()).ready.appendleft(vm)
+        stock = self._stocks.setdefault(vm.shape, _Stock())
+        stock.add(vm)
+        if not vm.is_warm:
+            self._tasks.spawn(f"warm {vm.handle.vm}", self._warm(stock, vm))
 
     def throw_away(self, vm: WaitingVm) -> None:
         """End a VM that was taken and cannot be used, in the background."""
@@ -125,10 +142,10 @@ class Pool:
             self._tasks.spawn(f"end {vm.handle.vm}", finish(self._end(vm)))
 
     def count(self) -> Mapping[str, int]:
-        """Return how many VMs wait, by engine."""
+        """Return how many VMs wait, warm, by engine."""
         counts = dict.fromkeys(self._engines, 0)
         for shape, stock in self._stocks.items():
-            counts[shape.engine] += len(stock.ready)
+            counts[shape.engine] += sum(vm.is_warm for vm in stock.ready)
         return counts
 
     async def aclose(self) -> None:
@@ -196,7 +213,7 @@ class Pool:
         for shape, stock in list(self._stocks.items()):
             target = self._target(shape, stock, standard)
             while len(stock.ready) > target:
-                self.throw_away(stock.ready.popleft())
+                self.throw_away(stock.ready.pop())
                 total -= 1
             if self._clock.monotonic() < stock.not_before:
                 continue
@@ -218,8 +235,9 @@ class Pool:
             finally:
                 self._launches.release(_LAUNCH)
             stock.failures = 0
-            stock.ready.append(vm)
+            stock.add(vm)
             self._tasks.spawn(f"waiting {vm.handle.vm}", self._watch(vm))
+            self._tasks.spawn(f"warm {vm.handle.vm}", self._warm(stock, vm))
         except Exception as error:  # noqa: BLE001 - tried again later, and each failure told
             detail = error.detail if isinstance(error, MagsError) else ""
             _log.warning("pool_vm_failed", image=shape.image, error=repr(error), detail=detail)
@@ -244,16 +262,44 @@ class Pool:
         connection = None
         try:
             connection = await ShimConnection.open(handle.run_directory)
-            await launch.hold(connection, plan.hostname, self._clock, engine.capabilities)
-            await _freeze(connection)
+            await launch.hold(connection, plan.hostname, self._clock)
             return WaitingVm(shape, handle, connection)
         except BaseException:
             await finish(self._give_back(engine, handle, connection))
             raise
 
+    async def _warm(self, stock: _Stock, vm: WaitingVm) -> None:
+        """Warm a VM, unless it is taken before its turn; nobody can take it meanwhile."""
+        await self._launches.acquire_at_rest(_LAUNCH)
+        try:
+            if vm in stock.ready and not vm.is_warm:
+                await self._warm_now(stock, vm)
+        finally:
+            self._launches.release(_LAUNCH)
+
+    async def _warm_now(self, stock: _Stock, vm: WaitingVm) -> None:
+        stock.ready.remove(vm)
+        stock.warming += 1
+        try:
+            await launch.warm(vm.connection, self._engines[vm.shape.engine].capabilities)
+            if vm.is_lost:
+                raise ShimError("its shim has ended")
+            vm.is_warm = True
+            stock.add(vm)
+        except (ShimError, TimeoutError) as error:
+            _log.warning("warming_failed", vm=vm.handle.vm, error=repr(error))
+            await finish(self._end(vm))
+        except BaseException:
+            await finish(self._end(vm))
+            raise
+        finally:
+            stock.warming -= 1
+            self._changed.set()
+
     async def _watch(self, vm: WaitingVm) -> None:
         """See that a VM that ends while it waits is not given to anybody."""
         await vm.connection.closed()
+        vm.is_lost = True
         stock = self._stocks.get(vm.shape)
         if stock is not None and vm in stock.ready:
             stock.ready.remove(vm)
@@ -287,14 +333,6 @@ class Pool:
                     return  # The next start sweeps it.
             await self._clock.sleep(backoff_s(attempt, most_s=_FAILED_MOST_S))
             attempt += 1
-
-
-async def _freeze(connection: ShimConnection) -> None:
-    try:
-        await launch.freeze(connection)
-    except ShimError as error:
-        # Where there is no freezer it waits running: `doctor` says what that costs.
-        _log.debug("not_frozen", error=str(error))
 
 
 def _report(name: str, error: BaseException) -> None:

@@ -161,6 +161,8 @@ class Engine(Protocol):
     async def launch(self, plan: Plan) -> Handle:
         """Start a VM; return when its agent has joined.
 
+        Who it is it does not know yet, and one that is a copy has what others
+        have: nothing may run in it before `guest.identity.introduce`.
         On failure (`LaunchError`) or cancellation nothing of it is left, but
         for its run directory's journal when the caller made one before: the
         directory belongs to the caller, its other content to the engine.

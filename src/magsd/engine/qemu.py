@@ -108,6 +108,7 @@ class QemuEngine(ShimEngine):
             machine=machine,
             accelerator=by,
             version=emulator.version,
+            build=emulator.build,
             kernel=kernel,
             initramfs=memory_file("initramfs", archive, self._held),
             command_line=qemu_spec.kernel_command_line(machine, by, frequency),

@@ -5,7 +5,6 @@ What every engine does is `vm_launch`, what QEMU is told `qemu_spec`.
 
 import asyncio
 import os
-import secrets
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -29,15 +28,12 @@ from magsd.engine.qemu_sockets import listening
 from magsd.engine.template_files import Template
 from magsd.engine.vm_host import VmHost
 from magsd.engine.vm_launch import Overhead, VmLaunch, opened, together
-from magsd.guest import streams
+from magsd.guest import identity, streams
 from magsd.guest.shim import ShimConnection, ShimError
 from magsd.model.errors import JobCode, LaunchError
 
 _EMULATOR_UIDS: Final = 45_000
 """The emulator's uid is so far behind its shim's, which it must not be able to signal."""
-
-
-_ENTROPY_BYTES: Final = 64
 _LAST_WORDS_S: Final = 1.0
 
 
@@ -49,6 +45,8 @@ class Parts:
     accelerator: spec.Accelerator
     version: str
     """Of the emulator."""
+    build: str
+    """Its version with that of its package: what another saved is nothing to it."""
     kernel: Kernel
     initramfs: int
     """A descriptor."""
@@ -170,7 +168,7 @@ class QemuLaunch(VmLaunch):
         await self.furnish(shim)
 
     async def furnish(self, shim: StartingShim) -> None:
-        """Give a guest whose agent has joined its network, its root and its name."""
+        """Give a guest whose agent has joined its network and its root."""
         plan, connection = self.plan, shim.connection
         try:
             await streams.control(connection, "network", **spec.network_fields(plan))
@@ -181,28 +179,10 @@ class QemuLaunch(VmLaunch):
                 repr(error),
                 JobCode.IMAGE_DAMAGED,
             ) from error
-        await self.introduce(connection)
 
     def root_fields(self) -> dict[str, str | list[str]]:
         """Return what the agent is told to make its root of."""
         return spec.root_fields(self.plan, slots=len(self.plan.layers))
-
-    async def introduce(self, connection: ShimConnection) -> None:
-        """Give a guest randomness, a clock and a name of its own; it acknowledges all of them.
-
-        Before anything runs in it: a kernel that is a copy would give out the
-        numbers that others have had.
-        """
-        try:
-            await streams.control(
-                connection,
-                "identity",
-                entropy=secrets.token_hex(_ENTROPY_BYTES),
-                clock_ns=str(int(self.host.clock.now().timestamp() * 1e9)),
-                hostname=self.plan.hostname,
-            )
-        except ShimError as error:
-            raise LaunchError("the sandbox does not know itself", repr(error)) from error
 
 
 class TemplateLaunch(QemuLaunch):
@@ -222,6 +202,15 @@ class TemplateLaunch(QemuLaunch):
     @override
     def memory(self, plan: ShimPlan, held: AsyncExitStack) -> list[str]:
         return spec.file_memory(passed(self._memory, plan, held), is_shared=True)
+
+    @override
+    async def furnish(self, shim: StartingShim) -> None:
+        await super().furnish(shim)
+        try:
+            # Each that comes of it gets another in its place, for which less is left to do.
+            await identity.introduce(shim.connection, self.plan.hostname, self.host.clock.now())
+        except ShimError as error:
+            raise LaunchError("the template's agent does not answer", repr(error)) from error
 
 
 class CloneLaunch(QemuLaunch):
@@ -267,8 +256,7 @@ class CloneLaunch(QemuLaunch):
         await self.settle_in(shim)
 
     async def settle_in(self, shim: StartingShim) -> None:
-        """Give a guest that goes on what the template's must not have."""
-        await self.introduce(shim.connection)
+        """Give a guest that goes on what the template's had not."""
 
     async def _loaded(self, starting: asyncio.Task[None]) -> None:
         try:

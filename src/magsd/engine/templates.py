@@ -37,7 +37,7 @@ from magsd.model.names import new_vm_id
 
 _log: Final = structlog.get_logger()
 
-_FORM: Final = 2
+_FORM: Final = 3
 """Raise it when what the agent does before a template is saved changes."""
 _ENVIRONMENT: Final = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 _WARM_UP: Final = """\
@@ -259,8 +259,6 @@ async def _prepare(connection: ShimConnection, *, has_root: bool) -> None:
     try:
         if has_root:
             await streams.run(connection, ["/bin/sh", "-c", _WARM_UP], environment=_ENVIRONMENT)
-            # Each clone gets another, in the place that is made here.
-            await streams.control(connection, "identity", machine_id="0" * 32)
         await streams.control(connection, "quiesce")
     except ShimError as error:
         raise LaunchError("the template's agent does not answer", repr(error)) from error
@@ -270,7 +268,7 @@ def _facts_of(parts: Parts, nameserver: str) -> dict[str, Any]:
     """Return what a saved state depends on, whatever the image."""
     return {
         "form": _FORM,
-        "qemu": parts.version,
+        "qemu": parts.build,
         "accelerator": parts.accelerator.name,
         "processor": _processor(),
         "machine": parts.machine.kind,

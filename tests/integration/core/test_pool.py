@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from magsd.core import launch
 from magsd.guest.shim import ShimConnection
 from magsd.model.errors import CapacityError, ConflictError, JobCode, LaunchError
 from magsd.model.lifecycle import Status
@@ -122,6 +123,68 @@ async def test_a_pool_that_cannot_be_filled_is_no_error(pooled):
     assert (ended.code, ended.error) == (JobCode.LAUNCH_FAILED, "no more")
     pooled.engine.refuse = None
     assert (await pooled.run("true")).status is Status.COMPLETED
+
+
+def warm_when(monkeypatch, is_allowed: asyncio.Event) -> None:
+    """Have no VM warmed before."""
+
+    async def warm(connection, capabilities):
+        await is_allowed.wait()
+        await warmed(connection, capabilities)
+
+    warmed = launch.warm
+    monkeypatch.setattr(launch, "warm", warm)
+
+
+async def fit(pooled, count: int) -> list[str]:
+    """Return the names of the VMs that may be taken once there are so many, and being warmed."""
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            stocks = pooled.node.pool._stocks.values()
+            if sum(stock.count - stock.making for stock in stocks) == count:
+                return [vm.handle.vm for stock in stocks for vm in stock.ready]
+            await asyncio.sleep(0.01)
+
+
+async def test_one_may_be_taken_before_it_is_warm(pooled, monkeypatch):
+    is_allowed = asyncio.Event()
+    warm_when(monkeypatch, is_allowed)
+    await pooled.restart(launches_at_once=1, pool_min=3, pool_max=3)
+    # One is being warmed, and the others wait for that.
+    ready = await fit(pooled, 3)
+    assert len(ready) == 2
+    assert pooled.app.pool_status().idle_vms == 0
+    assert (await pooled.run("hostname")).vm_id in ready
+    is_allowed.set()
+    await pooled.waiting(3)
+
+
+async def test_one_that_ends_while_it_is_warmed_is_replaced(pooled, monkeypatch):
+    is_allowed = asyncio.Event()
+    warm_when(monkeypatch, is_allowed)
+    await pooled.restart(launches_at_once=2)
+    async with asyncio.timeout(DEADLINE_S):
+        while not all(stock.warming == 2 for stock in pooled.node.pool._stocks.values()):
+            await asyncio.sleep(0.01)
+    processes = shims(pooled)
+    for pid in processes:
+        os.kill(pid, signal.SIGKILL)
+    await all_gone(processes)
+    is_allowed.set()
+    await pooled.waiting(2)
+    assert not processes & shims(pooled)
+    assert (await pooled.run("true")).status is Status.COMPLETED
+
+
+async def test_one_that_is_being_warmed_ends_with_the_service(pooled, monkeypatch):
+    warm_when(monkeypatch, asyncio.Event())
+    await pooled.restart(launches_at_once=2)
+    await fit(pooled, 2)
+    processes = shims(pooled)
+    await pooled.stop()
+    assert list((pooled.directory / "run").iterdir()) == []
+    assert all(map(is_gone, processes))
+    await pooled.start()
 
 
 async def test_nothing_waits_any_more_after_a_stop(pooled):

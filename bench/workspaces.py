@@ -12,6 +12,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
+import httpx
+
 from bench.client import Client, connected
 from bench.measure import Samples, in_turn, raw, samples_table
 from bench.server import Server
@@ -53,7 +55,7 @@ async def workspaces(session: Session) -> None:
         # Of its own: a store that has the content already would be sent nothing.
         with _serving(session, f"workspaces-{turn}") as server:
             async with connected(server.url, server.token) as client:
-                await _synced(client, samples, sent)
+                await _synced(server, client, samples, sent)
                 if turn == ROUNDS - 1:
                     starts = await _starts(session, client)
                     memory_mb = await _memory(server, client)
@@ -123,29 +125,44 @@ async def _timed(work: Callable[[], Awaitable[Any]]) -> float:
     return (time.perf_counter() - started) * 1000
 
 
-async def _synced(client: Client, samples: dict[str, Samples], sent: dict[str, list[int]]) -> None:
+async def _synced(
+    server: Server, client: Client, samples: dict[str, Samples], sent: dict[str, list[int]]
+) -> None:
     """Take one sample of each sync, of one job."""
     job = await client.submit(_STEPS, workspace_id="kept", disk_gb=8)
 
     async def sync(name: str) -> None:
         started = time.perf_counter()
-        reply = await client.request("POST", f"/mags-jobs/{job}/sync")
+        reply = await _asked(server, "POST", job, "sync")
         samples[name].values_ms.append((time.perf_counter() - started) * 1000)
         sent[name].append(reply["uploaded_bytes"])
 
-    await _printed(client, job, "filled")
+    await _printed(server, job, "filled")
     await sync(FIRST)
-    await _printed(client, job, "changed")
+    await _printed(server, job, "changed")
     await sync(CHANGED)
     await sync(UNCHANGED)
     await _stopped(client, job)
 
 
-async def _printed(client: Client, job: str, line: str) -> None:
+async def _asked(server: Server, method: str, job: str, what: str) -> Any:
+    """Return a reply that may come in pieces."""
+    async with httpx.AsyncClient(timeout=60, trust_env=False) as http:
+        reply = await http.request(
+            method,
+            f"{server.url}/api/v1/mags-jobs/{job}/{what}",
+            headers={"Authorization": f"Bearer {server.token}"},
+        )
+    if reply.status_code != 200:
+        raise SystemExit(f"bench: the server answered {reply.status_code}: {reply.text[:500]}")
+    return reply.json()
+
+
+async def _printed(server: Server, job: str, line: str) -> None:
     """Return once a job has printed a line."""
     deadline = time.monotonic() + _WAIT_S
     while time.monotonic() < deadline:
-        logs = (await client.request("GET", f"/mags-jobs/{job}/logs"))["logs"]
+        logs = (await _asked(server, "GET", job, "logs"))["logs"]
         if any(entry["message"] == line for entry in logs):
             return
         await asyncio.sleep(0.1)
@@ -175,10 +192,10 @@ async def _starts(session: Session, client: Client) -> dict[str, Samples]:
 async def _memory(server: Server, client: Client) -> float:
     """Return by how many MB the daemon grew at most while much was captured and sent."""
     job = await client.submit(_MUCH, workspace_id="much", disk_gb=8)
-    await _printed(client, job, "filled")
+    await _printed(server, job, "filled")
     before_mb = server.memory_mb()
     server.forget_peak()
-    await client.request("POST", f"/mags-jobs/{job}/sync")
+    await _asked(server, "POST", job, "sync")
     peak_mb = server.memory_mb("VmHWM")
     await _stopped(client, job)
     return peak_mb - before_mb

@@ -28,7 +28,7 @@ _SQUASH: Final = (
     "--exportable",
     "--no-tail-packing",
     "--compressor=zstd",
-    "--comp-extra=level=3",
+    "--comp-extra=level=1",
 )
 _JOBS_MAX: Final = 2
 """Of the compressor: more would not be nice to the VMs."""

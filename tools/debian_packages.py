@@ -31,11 +31,19 @@ PACKAGE_OF_PROGRAM = {
 }
 """`lz4` unpacks the guest's kernel."""
 TEST_PACKAGES_OF_RELEASE = {
-    "bookworm": ("clang", "libclang-rt-14-dev", "postgresql", "qemu-utils", "systemd"),
-    "trixie": ("clang", "libclang-rt-19-dev", "postgresql", "qemu-utils", "systemd"),
+    release: (
+        "clang",
+        f"libclang-rt-{llvm}-dev",
+        "podman",
+        "postgresql",
+        "qemu-utils",
+        "runc",
+        "systemd",
+    )
+    for release, llvm in (("bookworm", 14), ("trixie", 19))
 }
-"""libFuzzer, which the compiler of the guest programs does not have; a server that can hold
-the database; who reads foreign disks; who reads our unit."""
+"""libFuzzer, which the compiler of the guest programs does not have; who runs images that we
+export; a server that can hold the database; who reads foreign disks; who reads our unit."""
 CLUSTER_SETTINGS = Path("/etc/postgresql-common/createcluster.conf")
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 LISTS = Path("/var/lib/apt/lists")

@@ -13,10 +13,10 @@ from typing import Any, Final, Self
 from urllib.parse import quote
 
 from mags import config
+from mags.calls import JsonObject
 from mags.errors import MagsError
 from mags.transport import Transport
-
-JsonObject = dict[str, Any]
+from mags.workspaces import WorkspaceCalls
 
 FINAL_STATUSES: Final = frozenset({"completed", "error"})
 _LONG_POLL_S: Final = 25
@@ -27,7 +27,7 @@ _STOP_S: Final = 30
 """The server answers a stop within 25 s."""
 
 
-class Mags:
+class Mags(WorkspaceCalls):
     """A server and a token.
 
     `api_token` and `api_url` default to `MAGS_API_TOKEN` (or `MAGS_TOKEN`) and
@@ -258,9 +258,3 @@ class Mags:
                 raise MagsError(f"No job found for '{name_or_id}'", code="not_found")
             name_or_id = job["request_id"]
         return f"/mags-jobs/{quote(name_or_id, safe='')}/{what}"
-
-    def _object(self, method: str, path: str, **request: Any) -> JsonObject:
-        reply = self._transport.request(method, path, **request)
-        if not isinstance(reply, dict):
-            raise MagsError(f"{method} {path}: the server's answer is not a JSON object")
-        return reply

@@ -5,6 +5,7 @@ Knows HTTP and nothing of jobs. Every failure leaves here as `MagsError`.
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -23,6 +24,14 @@ class ServerEvent(NamedTuple):
     event: str
     id: str
     data: Any
+
+
+class Download(NamedTuple):
+    """Content on its way."""
+
+    size_bytes: int | None
+    """None when it is not known before the end."""
+    pieces: Iterator[bytes]
 
 
 class Transport:
@@ -110,6 +119,58 @@ class Transport:
                 yield from _parse_events(_lines(response.iter_bytes()))
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
+
+    @contextmanager
+    def download(
+        self, path: str, *, params: dict[str, Any] | None = None, silence_s: float
+    ) -> Iterator[Download]:
+        """Give the content of a reply piece by piece, inside the block.
+
+        A connection without a byte for `silence_s` counts as lost. Raises
+        `MagsError`, also when the content ends early.
+        """
+        timeout = httpx.Timeout(self._timeout_s, read=silence_s)
+        try:
+            with self._http.stream("GET", path, params=params, timeout=timeout) as response:
+                if response.is_error:
+                    response.read()
+                _raise_for_status(response)
+                length = response.headers.get("content-length")
+                yield Download(int(length) if length else None, response.iter_raw())
+        except httpx.RemoteProtocolError as error:
+            raise MagsError(
+                f"{self.api_url} ended the answer early: try again", code="unreachable"
+            ) from error
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+
+    def upload(
+        self,
+        path: str,
+        content: Iterable[bytes],
+        *,
+        size_bytes: int | None,
+        params: dict[str, Any] | None = None,
+        silence_s: float,
+    ) -> Any:
+        """Send content, of a size that may not be known, and return the decoded reply.
+
+        An answer that takes longer than `silence_s` counts as lost. Raises `MagsError`.
+        """
+        headers = {"Content-Type": "application/x-tar"}
+        if size_bytes is not None:
+            headers["Content-Length"] = str(size_bytes)
+        request = self._http.build_request(
+            "POST",
+            path,
+            content=content,
+            params=params,
+            headers=headers,
+            timeout=httpx.Timeout(self._timeout_s, read=silence_s),
+        )
+        response = self._send(request, 0)
+        _raise_for_status(response)
+        return _decode(response)
 
     def _unreachable(self, error: httpx.TransportError) -> MagsError:
         if isinstance(error, httpx.TimeoutException):

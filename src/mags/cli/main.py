@@ -14,7 +14,8 @@ from typing import Annotated, Any
 import typer
 
 from mags import __version__
-from mags.cli import output
+from mags.cli import output, workspaces
+from mags.cli.options import JsonOption, client
 from mags.errors import MagsError
 
 EXIT_REFUSED = 1
@@ -30,15 +31,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the server's answer as JSON.")]
+app.add_typer(workspaces.app, name="workspace")
+
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="A job's id or name.")]
-
-
-def _client() -> Any:
-    # Imported here: a command that needs no server should not wait for an HTTP library.
-    from mags.client import Mags
-
-    return Mags()
 
 
 def _version(value: bool) -> None:
@@ -83,7 +78,7 @@ def run(
     """
     environment = _environment(env or [])
     text = sys.stdin.read() if script == "-" else script
-    with _client() as mags, _interrupts_held() as held:
+    with client() as mags, _interrupts_held() as held:
         request_id = mags.run(
             text,
             name=name,
@@ -176,7 +171,7 @@ def _environment(pairs: list[str]) -> dict[str, str]:
 @app.command()
 def status(job: JobArgument, as_json: JsonOption = False) -> None:
     """Show a job: its status, exit code, engine and times."""
-    with _client() as mags:
+    with client() as mags:
         reply = mags.status(job)
     if as_json:
         output.write_json(reply)
@@ -193,7 +188,7 @@ def logs(
     as_json: JsonOption = False,
 ) -> None:
     """Show what a job printed: its stdout on stdout, the rest on stderr."""
-    with _client() as mags:
+    with client() as mags:
         if follow:
             for entry in mags.follow_logs(job):
                 output.write_log_entry(entry)
@@ -215,7 +210,7 @@ def list_jobs(
     as_json: JsonOption = False,
 ) -> None:
     """List jobs, newest first."""
-    with _client() as mags:
+    with client() as mags:
         reply = mags.list_jobs(page=page, page_size=page_size)
     if as_json:
         output.write_json(reply)
@@ -239,7 +234,7 @@ def _exit_shown(job: dict[str, Any]) -> str:
 @app.command()
 def stop(job: JobArgument, as_json: JsonOption = False) -> None:
     """Stop a job."""
-    with _client() as mags:
+    with client() as mags:
         reply = mags.stop(job)
     if as_json:
         output.write_json(reply)
@@ -299,7 +294,7 @@ def logout() -> None:
 @app.command()
 def whoami(as_json: JsonOption = False) -> None:
     """Show whose token is in use, and on which server."""
-    with _client() as mags:
+    with client() as mags:
         reply = mags.whoami() | {"api_url": mags.api_url}
     if as_json:
         output.write_json(reply)

@@ -41,6 +41,16 @@ def _tell(message: str, colour: str) -> None:
     _write_line(sys.stderr, f"{prefix} {message}")
 
 
+def size(size_bytes: int) -> str:
+    """Return a size for eyes, as `12.3 MB`."""
+    shown, unit = float(size_bytes), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if shown < 1000:
+            break
+        shown, unit = shown / 1000, larger
+    return f"{shown:.0f} {unit}" if unit == "B" else f"{shown:.1f} {unit}"
+
+
 def write_json(value: Any) -> None:
     """Write `value` as JSON to stdout."""
     sys.stdout.write(json.dumps(value, indent=2) + "\n")

@@ -8,7 +8,16 @@ from fastapi import FastAPI
 
 from magsd import __version__
 from magsd.aio import Clock
-from magsd.api import document, errors, jobs, logs, system, tokens, workspaces
+from magsd.api import (
+    document,
+    errors,
+    jobs,
+    logs,
+    system,
+    tokens,
+    workspace_archives,
+    workspaces,
+)
 from magsd.api.caller import Parts
 from magsd.api.docs_page import docs_page
 from magsd.api.service import Service
@@ -19,7 +28,13 @@ PREFIXES: Final = ("/api/v1", "/api/v2")
 """Both have the same routes; published clients use the first."""
 
 HEARTBEAT_S: Final = 15.0
-ROUTERS: Final = (jobs.router, logs.router, workspaces.router, tokens.router)
+ROUTERS: Final = (
+    jobs.router,
+    logs.router,
+    workspaces.router,
+    workspace_archives.router,
+    tokens.router,
+)
 
 
 def create_app(

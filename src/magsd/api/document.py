@@ -84,9 +84,9 @@ def _complete(operation: dict[str, Any], method: str, path: str, *, is_public: b
     if not is_public:
         possible = ["400", "401", "500", "503"]
         possible += ["404"] if "{" in path or path in OPEN_HERE else []
-        possible += ["409"] if "/mags-jobs" in path and method == "post" else []
+        possible += ["409"] if _may_conflict(path, method) else []
         possible += ["413"] if "requestBody" in operation else []
-        possible += ["429"] if path.endswith("/mags-jobs") and method == "post" else []
+        possible += ["429"] if _may_be_over_quota(path, method) else []
     for status in sorted(possible):
         responses[status] = {
             "description": _ERRORS[status],
@@ -99,6 +99,18 @@ def _complete(operation: dict[str, Any], method: str, path: str, *, is_public: b
                 name: {"description": text, "required": True, "schema": {"type": "string"}}
                 for name, text in headers.items()
             }
+
+
+def _may_conflict(path: str, method: str) -> bool:
+    if "/mags-workspaces" in path:
+        return method in ("post", "delete")
+    return "/mags-jobs" in path and method == "post"
+
+
+def _may_be_over_quota(path: str, method: str) -> bool:
+    return path.endswith(("/export", "/import")) or (
+        path.endswith("/mags-jobs") and method == "post"
+    )
 
 
 def _link(paths: dict[str, Any]) -> None:

@@ -119,7 +119,7 @@ class EventStream(Response):
                 work = [
                     group.create_task(self._write(send), name="log-events"),
                     group.create_task(self._beat(send), name="log-heartbeat"),
-                    group.create_task(_gone(receive), name="log-client"),
+                    group.create_task(gone(receive), name="log-client"),
                 ]
                 await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
                 for task in work:
@@ -173,7 +173,7 @@ async def _send(send: Send, content: bytes) -> None:
     await send({"type": "http.response.body", "body": content, "more_body": True})
 
 
-async def _gone(receive: Receive) -> None:
+async def gone(receive: Receive) -> None:
     """Return when the client has ended its connection."""
     while (await receive())["type"] != "http.disconnect":
         pass

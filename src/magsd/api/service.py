@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from magsd.core.access import Access
+from magsd.core.workspace_archives import WorkspaceArchives
 from magsd.core.workspaces import Workspaces
 from magsd.engine.base import Capabilities
 from magsd.model.lifecycle import Status
@@ -41,6 +42,10 @@ class Service(Protocol):
     @property
     def workspaces(self) -> Workspaces:
         """Workspaces and their versions."""
+
+    @property
+    def archives(self) -> WorkspaceArchives:
+        """Workspaces that leave as archives, and come as such."""
 
     def readiness(self) -> str | None:
         """Return None when a script can run, else why not."""

@@ -36,6 +36,29 @@ class ForkRequest(BaseModel):
     )
 
 
+class CollectRequest(BaseModel):
+    """How much of the past is kept."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    keep: _VersionNumber | None = Field(
+        None,
+        description="So many versions of each workspace, the newest. Default: as many as the "
+        "service keeps in any case.",
+        json_schema_extra=_BOUNDS,
+    )
+
+
+class Collected(Reply):
+    """What was deleted because nothing needs it."""
+
+    versions_deleted: int
+    layers_deleted: int
+    freed_bytes: int = Field(
+        description="Of the layers; parts that others have in common with them are still there."
+    )
+
+
 class Synced(Reply):
     """What a job has changed up to a moment is stored."""
 

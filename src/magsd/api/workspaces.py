@@ -1,4 +1,4 @@
-"""Routes of workspaces: list, delete, versions, restore, fork; and the sync of a job."""
+"""Routes of workspaces: list, delete, versions, restore, fork, what nothing needs; a job's sync."""
 
 from typing import Annotated, Final
 
@@ -11,6 +11,8 @@ from magsd.api.errors import json_response
 from magsd.api.jobs import Ref, checked_ref
 from magsd.api.schemas import Done
 from magsd.api.workspace_schemas import (
+    Collected,
+    CollectRequest,
     ForkRequest,
     RestoreRequest,
     Synced,
@@ -29,7 +31,8 @@ _LISTED: Final = 1000
 Name = Annotated[str, Path(description="A workspace's `workspace_id`.")]
 
 
-def _checked(name: str) -> str:
+def checked_name(name: str) -> str:
+    """Return a name that may be one. Raises `NotFoundError`."""
     if len(name) > _NAME_MAX or "\0" in name:
         raise NotFoundError("there is no such workspace: none can be called so")
     return name
@@ -75,7 +78,7 @@ async def list_workspaces(
 )
 async def delete_workspace(caller: Known, name: Name) -> Response:
     """With all its versions; what was forked from it stays. Not while a job uses it."""
-    await caller.service.workspaces.delete(caller.principal, _checked(name))
+    await caller.service.workspaces.delete(caller.principal, checked_name(name))
     return json_response({"success": True, "message": "Workspace deleted"})
 
 
@@ -86,7 +89,7 @@ async def delete_workspace(caller: Known, name: Name) -> Response:
 )
 async def list_versions(caller: Known, name: Name) -> Response:
     """The newest first."""
-    found = await caller.service.workspaces.versions(caller.principal, _checked(name))
+    found = await caller.service.workspaces.versions(caller.principal, checked_name(name))
     return json_response(
         {"versions": [render.version(each) for each in found], "total": len(found)}
     )
@@ -101,7 +104,9 @@ async def list_versions(caller: Known, name: Name) -> Response:
 async def restore(request: Request, caller: Known, name: Name) -> Response:
     """It becomes the newest version again, under a number of its own; none is lost."""
     asked = check(RestoreRequest, await read_object(request))
-    made = await caller.service.workspaces.restore(caller.principal, _checked(name), asked.version)
+    made = await caller.service.workspaces.restore(
+        caller.principal, checked_name(name), asked.version
+    )
     return json_response(render.version(made))
 
 
@@ -116,6 +121,26 @@ async def fork(request: Request, caller: Known, name: Name) -> Response:
     """A new workspace begins as a version of this one. Nothing is copied."""
     asked = check(ForkRequest, await read_object(request))
     made = await caller.service.workspaces.fork(
-        caller.principal, _checked(name), asked.workspace_id, asked.version
+        caller.principal, checked_name(name), asked.workspace_id, asked.version
     )
     return json_response(render.version(made), 201)
+
+
+@router.post(
+    "/mags-gc",
+    summary="Delete what nothing needs",
+    responses={200: {"model": Collected}},
+    openapi_extra=json_body(CollectRequest, required=False),
+)
+async def collect(request: Request, caller: Known) -> Response:
+    """Versions beyond the newest of each of the account's workspaces, and layers that no version
+    and no job names."""
+    asked = check(CollectRequest, await read_object(request))
+    done = await caller.service.workspaces.collect(caller.principal, asked.keep)
+    return json_response(
+        {
+            "versions_deleted": done.versions,
+            "layers_deleted": done.layers,
+            "freed_bytes": done.freed_bytes,
+        }
+    )

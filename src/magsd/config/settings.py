@@ -69,6 +69,12 @@ class Settings(BaseSettings):
     workspace_layers: int = Field(
         8, ge=1, le=12, description="Layers that a workspace may have; more become one."
     )
+    workspace_import_gb: int = Field(
+        16, ge=1, description="GiB that an archive may have that is imported, and what is in it."
+    )
+    workspace_import_entries: int = Field(
+        1_000_000, ge=1, description="Files and folders that may be in it."
+    )
     logs_cache_mb: int = Field(256, ge=0, description="MiB of copies of stored logs kept here.")
     log_rate_mb_s: int = Field(
         16, ge=0, description="MiB a second that a script may print in the long run. 0: no limit."
@@ -270,6 +276,8 @@ class Settings(BaseSettings):
             layers_cache_mb=self.layers_cache_mb,
             versions_kept=self.workspace_versions,
             layers_max=self.workspace_layers,
+            import_bytes=self.workspace_import_gb << 30,
+            import_entries=self.workspace_import_entries,
             logs_cache_mb=self.logs_cache_mb,
             retention_logs_days=self.retention_logs_days,
             retention_jobs_days=self.retention_jobs_days,

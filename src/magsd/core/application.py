@@ -18,6 +18,7 @@ from magsd.core.node import Node
 from magsd.core.retention import Retention
 from magsd.core.settings import CoreSettings
 from magsd.core.supervisor import Supervisor
+from magsd.core.workspace_archives import WorkspaceArchives
 from magsd.core.workspace_upkeep import WorkspaceUpkeep
 from magsd.core.workspaces import Workspaces
 from magsd.engine.base import Capabilities, Engine
@@ -52,7 +53,9 @@ class Application:
         self._node = node
         self._supervisor = Supervisor(node)
         self._jobs = Jobs(node, self._supervisor)
-        self.workspaces = Workspaces(node)
+        self._upkeep = WorkspaceUpkeep(node)
+        self.workspaces = Workspaces(node, self._upkeep)
+        self.archives = WorkspaceArchives(node)
         self._logs = Logs(node, self._jobs, self._supervisor)
         self._tasks = Tasks(_report)
         self._is_closing = False
@@ -81,7 +84,7 @@ class Application:
             application._tasks.spawn("engines", application._prepare_again())
             application._tasks.spawn("database", application._probe_database())
             application._tasks.spawn("retention", Retention(node, node.archive).run())
-            application._tasks.spawn("upkeep", WorkspaceUpkeep(node).run())
+            application._tasks.spawn("upkeep", application._upkeep.run())
             application._tasks.spawn("tokens", application._save_last_used())
         except BaseException:  # what was begun ends here, also when cancelled
             await application.aclose()

@@ -56,6 +56,10 @@ class CoreSettings:
     """Own layers of a workspace; more become one."""
     versions_kept: int = 10
     """Of each workspace, the newest."""
+    import_bytes: int = 16 << 30
+    """How large an archive may be that becomes a workspace, and what is in it."""
+    import_entries: int = 1_000_000
+    """How many files and folders may be in it."""
     retention_logs_days: int = 30
     """After so many days a log goes; 0: never."""
     retention_jobs_days: int = 30

@@ -16,6 +16,8 @@ from magsd.aio import unless
 from magsd.core.node import Node
 from magsd.db import workspaces
 from magsd.model.errors import CapacityError, MagsError
+from magsd.model.layers import Layer
+from magsd.model.names import AccountId
 from magsd.model.records import Version
 
 EVERY_S: Final = 300.0
@@ -87,23 +89,36 @@ class WorkspaceUpkeep:
 
         Raises `CapacityError` while the store is away.
         """
-        unneeded = partial(workspaces.unneeded_layers, limit=_DELETED_AT_ONCE)
         for account_id in await self._node.database.read(workspaces.accounts):
-            while True:
-                async with self._node.layer_names:
-                    gone = await self._node.database.read(partial(unneeded, account_id=account_id))
-                    if not gone:
-                        break
-                    try:
-                        async with asyncio.timeout(_DELETE_S):
-                            await self._node.layers.delete_objects(account_id, gone)
-                    except TimeoutError as error:
-                        text = "the object store takes too long to delete layers"
-                        raise CapacityError(text) from error
-                    await self._node.layers.discard(await self._named_by_nobody(gone))
-                    forget = partial(workspaces.forget_layers, account_id=account_id, sha256s=gone)
-                    await self._node.database.write(forget)
-                _log.info("layers_deleted", account=account_id, count=len(gone))
+            await self.delete_unneeded_of(account_id)
+
+    async def delete_unneeded_of(self, account_id: AccountId) -> Sequence[Layer]:
+        """Remove those of one account, and return them. Raises as `delete_unneeded`."""
+        deleted: list[Layer] = []
+        while gone := await self._delete_some(account_id):
+            _log.info("layers_deleted", account=account_id, count=len(gone))
+            deleted += gone
+        return deleted
+
+    async def _delete_some(self, account_id: AccountId) -> Sequence[Layer]:
+        unneeded = partial(
+            workspaces.unneeded_layers, account_id=account_id, limit=_DELETED_AT_ONCE
+        )
+        async with self._node.layer_names:
+            found = await self._node.database.read(unneeded)
+            if not found:
+                return ()
+            gone = [layer.sha256 for layer in found]
+            try:
+                async with asyncio.timeout(_DELETE_S):
+                    await self._node.layers.delete_objects(account_id, gone)
+            except TimeoutError as error:
+                text = "the object store takes too long to delete layers"
+                raise CapacityError(text) from error
+            await self._node.layers.discard(await self._named_by_nobody(gone))
+            forget = partial(workspaces.forget_layers, account_id=account_id, sha256s=gone)
+            await self._node.database.write(forget)
+            return found
 
     async def shrink_cache(self) -> None:
         """Remove files of layers that the object store has, until the rest is small enough."""

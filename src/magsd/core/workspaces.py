@@ -1,12 +1,14 @@
 """What callers can ask about workspaces, and who may have one: one job at a time."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from sqlalchemy import Connection
 
 from magsd.aio import finish
 from magsd.core.node import Node
+from magsd.core.workspace_upkeep import WorkspaceUpkeep
 from magsd.db import workspaces
 from magsd.model.errors import ConflictError, NotFoundError, WorkspaceInUseError
 from magsd.model.lifecycle import status_of
@@ -16,11 +18,22 @@ from magsd.model.records import Job, Principal, Version, Workspace
 _NAME_SHOWN: Final = 64
 
 
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What was deleted because nothing needs it."""
+
+    versions: int
+    layers: int
+    freed_bytes: int
+    """In the object store; layers may have shared parts with others that are still there."""
+
+
 class Workspaces:
     """The workspaces of a node, as accounts see them."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, upkeep: WorkspaceUpkeep) -> None:
         self._node = node
+        self._upkeep = upkeep
 
     async def listed(
         self, principal: Principal, *, page: int, page_size: int
@@ -79,19 +92,29 @@ class Workspaces:
         account_id = principal.account_id
 
         def work(tx: Connection) -> Version:
-            workspace_id = _found(tx, account_id, name)
-            if version is None:
-                source = workspaces.newest(tx, account_id, name)
-            else:
-                source = workspaces.get(tx, workspace_id, version)
-            if source is None:
-                raise NotFoundError(f"workspace {name!r} has no version {version}")
-            taken = workspaces.newest(tx, account_id, into) is not None
-            if taken or workspaces.holder(tx, account_id, into) is not None:
-                raise ConflictError(f"there is a workspace {into!r} already")
+            source = found_version(tx, account_id, name, version)
+            check_new(tx, account_id, into)
             return self._added(tx, account_id, into, source)
 
         return await self._write(work)
+
+    async def collect(self, principal: Principal, keep: int | None) -> Collected:
+        """Delete the account's versions but the newest `keep` of each workspace, by default as many
+        as are kept in any case, and the layers that nothing needs then.
+
+        Versions that are not stored yet stay, as do the newest ones. Raises
+        `CapacityError` while the object store is away: what is left goes later.
+        """
+        account_id = principal.account_id
+        kept = keep or self._node.settings.versions_kept
+
+        def work(tx: Connection) -> int:
+            found, _ = workspaces.listed(tx, account_id)
+            return sum(workspaces.trim(tx, each.workspace_id, kept) for each in found)
+
+        versions = await finish(self._node.database.write(work))
+        layers = await self._upkeep.delete_unneeded_of(account_id)
+        return Collected(versions, len(layers), sum(layer.size_bytes for layer in layers))
 
     async def _write(self, work: Callable[[Connection], Version]) -> Version:
         async with self._node.layer_names:
@@ -112,6 +135,27 @@ class Workspaces:
             at=self._node.clock.now(),
         )
         return workspaces.add(tx, new)
+
+
+def found_version(tx: Connection, account_id: AccountId, name: str, version: int | None) -> Version:
+    """Return a version of a workspace, by default the newest. Raises `NotFoundError`."""
+    workspace_id = _found(tx, account_id, name)
+    if version is None:
+        found = workspaces.newest(tx, account_id, name)
+    else:
+        found = workspaces.get(tx, workspace_id, version)
+    if found is None:
+        raise NotFoundError(f"workspace {name!r} has no version {version}: see the list of them")
+    return found
+
+
+def check_new(tx: Connection, account_id: AccountId, name: str) -> None:
+    """Raise `ConflictError` when there is a workspace of that name, or a job is making it."""
+    is_there = workspaces.find(tx, account_id, name) is not None
+    if is_there or workspaces.holder(tx, account_id, name) is not None:
+        raise ConflictError(
+            f"there is a workspace {name!r} already: take another name, or delete it first"
+        )
 
 
 def check_free(tx: Connection, job: Job) -> None:

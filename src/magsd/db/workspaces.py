@@ -24,7 +24,7 @@ from sqlalchemy import (
 )
 
 from magsd.db.schema import job, layer, run, workspace, workspace_version
-from magsd.model.layers import Manifest
+from magsd.model.layers import Layer, Manifest
 from magsd.model.lifecycle import OVER, RunState
 from magsd.model.names import AccountId, RequestId, RunId, WorkspaceId, new_workspace_id
 from magsd.model.records import Run, Version, VersionState, Workspace
@@ -308,11 +308,12 @@ def accounts(tx: Connection) -> Sequence[AccountId]:
     ]
 
 
-def unneeded_layers(tx: Connection, account_id: AccountId, limit: int) -> Sequence[str]:
+def unneeded_layers(tx: Connection, account_id: AccountId, limit: int) -> Sequence[Layer]:
     """Return layers of an account that no version and no unfinished run of it names."""
     named = _named(tx, _VERSION.account_id == account_id, run.c.account_id == account_id)
-    query = select(layer.c.sha256).where(layer.c.account_id == account_id)
-    return [sha256 for sha256 in tx.execute(query).scalars() if sha256 not in named][:limit]
+    query = select(layer.c.sha256, layer.c.size_bytes).where(layer.c.account_id == account_id)
+    found = (Layer(row.sha256, row.size_bytes) for row in tx.execute(query))
+    return [each for each in found if each.sha256 not in named][:limit]
 
 
 def forget_layers(tx: Connection, account_id: AccountId, sha256s: Sequence[str]) -> None:

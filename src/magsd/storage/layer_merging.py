@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, TypeAlias
 
 from magsd.storage import tar_entries
 from magsd.storage.tar_entries import TarReader
@@ -63,6 +63,8 @@ class _Node:
 class Merge:
     """What of each layer is visible. Pure."""
 
+    is_whole: bool = False
+    """Whether nothing lies below: then nothing is left of whiteouts."""
     _nodes: dict[bytes, _Node] = field(default_factory=dict)
     _moved: list[dict[bytes, bytes]] = field(default_factory=list)
     """Of each layer: names that are hidden, and the visible ones that get their content."""
@@ -100,6 +102,8 @@ class Merge:
 
     def finish(self) -> None:
         """Know what is covered. To be called after all layers were added."""
+        if self.is_whole and b"" in self._nodes:
+            self._nodes[b""].hides = True
         for path, node in self._nodes.items():  # A parent comes before what is in it.
             if path and node.is_directory and self._is_covered(_parent(path)):
                 self._covered.add(path)
@@ -130,28 +134,37 @@ def _parent(path: bytes) -> bytes:
     return path.rpartition(b"/")[0]
 
 
-def write(layers: Sequence[str], mount_point: str, sink: BinaryIO) -> None:
-    """Write the merged archive of layer files, lowest first. Raises `TarRefusedError`."""
-    merge = Merge()
+Visible: TypeAlias = tuple[TarEntry, Iterator[bytes]]
+"""An entry, and its content without its holes, to be read before the next is asked for."""
+
+
+def visible(merge: Merge, layers: Sequence[str], mount_point: str) -> Iterator[Visible]:
+    """Yield what layer files, lowest first, show together. Raises `TarRefusedError`."""
     top_first = list(reversed(layers))
     for path in top_first:
-        with _archive(path, mount_point) as reader:
-            merge.add(_checked(reader))
+        with archive(path, mount_point) as reader:
+            merge.add(checked(reader))
     merge.finish()
     for layer, path in enumerate(top_first):
-        with _archive(path, mount_point) as reader:
-            for entry in _checked(reader):
-                if (selected := merge.select(layer, entry)) is None:
-                    continue
-                sink.write(tar_entries.header(selected))
-                for piece in reader.content():
-                    sink.write(piece)
-                sink.write(tar_entries.padding(selected))
+        with archive(path, mount_point) as reader:
+            for entry in checked(reader):
+                if (selected := merge.select(layer, entry)) is not None:
+                    yield selected, reader.content()
+
+
+def write(layers: Sequence[str], mount_point: str, sink: BinaryIO) -> None:
+    """Write the merged archive of layer files, lowest first. Raises `TarRefusedError`."""
+    for entry, content in visible(Merge(), layers, mount_point):
+        sink.write(tar_entries.header(entry))
+        for piece in content:
+            sink.write(piece)
+        sink.write(tar_entries.padding(entry))
     sink.write(tar_entries.END)
     sink.flush()
 
 
-def _checked(reader: TarReader) -> Iterator[TarEntry]:
+def checked(reader: TarReader) -> Iterator[TarEntry]:
+    """Yield the entries of a layer in their plain form. Raises `TarRefusedError`."""
     rules = TarRules(_LIMITS, is_ours=True)
     for entry in reader:
         rules.check(entry)
@@ -159,7 +172,8 @@ def _checked(reader: TarReader) -> Iterator[TarEntry]:
 
 
 @contextmanager
-def _archive(layer: str, mount_point: str) -> Iterator[TarReader]:
+def archive(layer: str, mount_point: str) -> Iterator[TarReader]:
+    """Give a reader of a layer file's content. Raises `TarRefusedError` when it cannot be read."""
     command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", _READ_LAYER]
     command += [layer, mount_point, *TAR, f"--directory={mount_point}"]
     process = subprocess.Popen(

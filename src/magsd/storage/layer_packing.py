@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from magsd.model.errors import CapacityError, InvalidError, MagsError, TooLargeError
-from magsd.storage import tar_repack
+from magsd.storage import root_import, tar_repack
 from magsd.storage.layer_merging import TAR
 from magsd.storage.pipelines import Command, Ended, run_pipeline
 from magsd.storage.tar_rules import TarLimits
@@ -35,6 +35,7 @@ _JOBS_MAX: Final = 2
 _OUR_LIMITS: Final = TarLimits()
 _CANNOT_WRITE: Final = "I/O error"
 """What `tar2sqfs` says when its file cannot be written, because the disk is full for one."""
+_DISK_FULL: Final = "No space left on device"
 _PYTHON: Final = (sys.executable, "-I", "-m")
 
 
@@ -68,6 +69,17 @@ async def pack_tar(tar: AsyncIterator[bytes], limits: TarLimits, into: Path) -> 
     return await _pack([_repack(limits, is_ours=False), _squash(into)], tar)
 
 
+async def pack_root(source: int, scratch: int, limits: TarLimits, form: str, into: Path) -> bool:
+    """Pack the root filesystem in an archive that nobody vouches for; whether anything was in it.
+
+    `source` and `scratch` are files open for reading, the second an empty one
+    to be written too; `form` as in `root_import`. Raises as `pack_tar`.
+    """
+    words = root_import.arguments(source, scratch, limits, form)
+    read = Command([*_PYTHON, "magsd.storage.root_import", *words], (source, scratch))
+    return await _pack([read, _squash(into)], None, "the archive cannot be imported")
+
+
 async def pack_merged(layers: Sequence[Path], mount_point: Path, into: Path) -> None:
     """Pack what `layers`, lowest first, do together. Needs root; raises as `pack_tar`.
 
@@ -88,21 +100,26 @@ def _squash(into: Path) -> Command:
     return Command([*_SQUASH, f"--num-jobs={jobs}", str(into)])
 
 
-async def _pack(commands: Sequence[Command], content: AsyncIterator[bytes] | None) -> bool:
+async def _pack(
+    commands: Sequence[Command],
+    content: AsyncIterator[bytes] | None,
+    refusal: str = "the changes cannot be kept",
+) -> bool:
     ended = await run_pipeline(commands, content)
     codes = [each.exit_code for each in ended]
     if any(code not in (0, tar_repack.IS_EMPTY) for code in codes):
-        raise _failure(ended)
+        raise _failure(ended, refusal)
     return tar_repack.IS_EMPTY not in codes
 
 
-def _failure(ended: Sequence[Ended]) -> MagsError:
+def _failure(ended: Sequence[Ended], refusal: str) -> MagsError:
     for each in ended:
         if each.exit_code in (tar_repack.IS_REFUSED, tar_repack.IS_TOO_LARGE):
             kind = TooLargeError if each.exit_code == tar_repack.IS_TOO_LARGE else InvalidError
-            return kind(f"the changes cannot be kept: {each.tail}")
+            return kind(f"{refusal}: {each.tail}")
     detail = "; ".join(f"{each.name} ended with {each.exit_code}: {each.tail}" for each in ended)
-    if ended[-1].exit_code and _CANNOT_WRITE in ended[-1].tail:
+    is_full = any(each.exit_code and _DISK_FULL in each.tail for each in ended)
+    if is_full or (ended[-1].exit_code and _CANNOT_WRITE in ended[-1].tail):
         return CapacityError(
             "the disk of this machine cannot be written now: make room and try again", detail
         )

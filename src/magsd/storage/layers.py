@@ -7,6 +7,7 @@ the caller to know.
 """
 
 import asyncio
+import os
 from collections import Counter
 from collections.abc import (
     AsyncIterator,
@@ -14,14 +15,15 @@ from collections.abc import (
     Callable,
     Collection,
     Iterable,
+    Iterator,
     Sequence,
 )
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from magsd.aio import Clock
-from magsd.model.errors import MagsError
+from magsd.model.errors import CapacityError, MagsError
 from magsd.model.layers import Layer
 from magsd.model.names import AccountId
 from magsd.storage import layer_chunks, layer_packing
@@ -30,7 +32,10 @@ from magsd.storage.layer_files import LayerFiles, disk_errors
 from magsd.storage.objects import ObjectStore
 from magsd.storage.tar_rules import TarLimits
 
-__all__ = ["DamagedLayerError", "LayerStore", "TarLimits"]
+__all__ = ["DamagedLayerError", "LayerStore", "TarLimits", "disk_errors"]
+
+
+_LEND_TRIES = 3
 
 
 @dataclass
@@ -84,6 +89,45 @@ class LayerStore:
         `tar` raises is raised.
         """
         return await self._pack(lambda into: layer_packing.pack_tar(tar, limits, into))
+
+    async def pack_root(self, archive: Path, limits: TarLimits, form: str) -> Layer | None:
+        """Make a layer of the root filesystem in an archive file; None: nothing in it.
+
+        `form` is one of `root_import.FORMS`. Durable on return; raises as `pack_tar`.
+        """
+
+        async def pack(into: Path) -> bool:
+            with archive.open("rb") as source, into.with_name("scratch").open("x+b") as scratch:
+                files = source.fileno(), scratch.fileno()
+                return await layer_packing.pack_root(*files, limits, form, into)
+
+        return await self._pack(pack)
+
+    @asynccontextmanager
+    async def lent(self, layers: Sequence[tuple[AccountId, Layer]]) -> AsyncIterator[list[Path]]:
+        """Give files of layers, each with whose it is, that stay whatever is deleted meanwhile.
+
+        They lie in one folder, with nothing else. Raises as `ensure`.
+        """
+        with self._files.staging() as folder:
+            yield [
+                await self._lend(account_id, layer, folder / f"{number}.sqfs")
+                for number, (account_id, layer) in enumerate(layers)
+            ]
+
+    async def _lend(self, account_id: AccountId, layer: Layer, place: Path) -> Path:
+        for _ in range(_LEND_TRIES):
+            path = await self.ensure(account_id, layer)
+            with suppress(FileNotFoundError):
+                os.link(path, place)
+                return place
+        raise CapacityError("a layer of the workspace was just deleted: try again")
+
+    @contextmanager
+    def folder(self) -> Iterator[Path]:
+        """Give a folder on the disk of the layers that goes with the block. Raises `CapacityError`."""
+        with self._files.staging() as folder:
+            yield folder
 
     async def merge(self, layers: Sequence[Layer]) -> Layer:
         """Make one layer that does what `layers`, lowest first, do together. Durable on return.

@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -20,6 +20,7 @@ from magsd.model.errors import MagsError
 
 _NICE: Final = ("nice", "-n", "5")
 _TAIL_BYTES: Final = 2000
+_PIECE_BYTES: Final = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,28 @@ async def run_pipeline(
         if pipe is not None and content is not None:
             await running[0].feed(pipe, content)
         return [await each.wait() for each in running]
+    finally:
+        await finish(_end_all(running))
+
+
+async def stream_pipeline(
+    commands: Sequence[Command], check: Callable[[Sequence[Ended]], None]
+) -> AsyncGenerator[bytes]:
+    """Run programs as `run_pipeline` does; yield what the last writes, then `check` their ends.
+
+    No more is read than is asked for. To be closed: all have been ended then.
+    """
+    running: list[_Running] = []
+    try:
+        _start_all(commands, running, is_fed=False, is_read=True)
+        pipe = running[-1].output
+        try:
+            os.set_blocking(pipe, False)
+            while piece := await _read(pipe):
+                yield piece
+        finally:
+            os.close(pipe)
+        check([await each.wait() for each in running])
     finally:
         await finish(_end_all(running))
 
@@ -117,12 +140,19 @@ class _Running:
         self._errors.close()
 
 
-def _start_all(commands: Sequence[Command], running: list[_Running], *, is_fed: bool) -> int | None:
+def _start_all(
+    commands: Sequence[Command],
+    running: list[_Running],
+    *,
+    is_fed: bool,
+    is_read: bool = False,
+) -> int | None:
     """Start all, append them to `running`, return what to write the first one's input to."""
     reading, writing = os.pipe2(os.O_CLOEXEC) if is_fed else (subprocess.DEVNULL, None)
     try:
         for command in commands:
-            started = _Running(command, reading, is_last=command is commands[-1])
+            is_last = command is commands[-1] and not is_read
+            started = _Running(command, reading, is_last=is_last)
             running.append(started)
             _close(reading)
             reading = started.output
@@ -136,6 +166,25 @@ def _start_all(commands: Sequence[Command], running: list[_Running], *, is_fed: 
 async def _end_all(running: Sequence[_Running]) -> None:
     for each in running:
         await each.end()
+
+
+async def _read(pipe: int) -> bytes:
+    """Return what is there, when something is; nothing at the end."""
+    while True:
+        try:
+            return os.read(pipe, _PIECE_BYTES)
+        except BlockingIOError:
+            await _readable(pipe)
+
+
+async def _readable(pipe: int) -> None:
+    is_readable = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_reader(pipe, is_readable.set)
+    try:
+        await is_readable.wait()
+    finally:
+        loop.remove_reader(pipe)
 
 
 async def _write(pipe: int, content: AsyncIterator[bytes]) -> None:

@@ -251,12 +251,14 @@ def _number(octal: bytes) -> int:
         return -1
 
 
-def header(entry: TarEntry) -> bytes:
-    """Return what stands in front of an entry's content."""
-    records = b"".join(
-        _record(b"LIBARCHIVE.xattr." + _quoted(name), _base64(value))
-        for name, value in sorted(entry.xattrs.items())
-    )
+def header(entry: TarEntry, *, is_for_others: bool = False) -> bytes:
+    """Return what stands in front of an entry's content.
+
+    `is_for_others`: attributes are written as GNU tar and container engines read them, which
+    loses names with an equals sign, not as `tar2sqfs` does.
+    """
+    form = _schily if is_for_others else _libarchive
+    records = b"".join(form(name, value) for name, value in sorted(entry.xattrs.items()))
     path, size, sparse_map = b"./" + entry.path, entry.content_bytes, b""
     if entry.extents is not None:
         sparse_map = _map(entry.extents)
@@ -311,6 +313,14 @@ def _record(key: bytes, value: bytes) -> bytes:
 def _map(extents: tuple[tuple[int, int], ...]) -> bytes:
     lines = b"%d\n" % len(extents) + b"".join(b"%d\n%d\n" % extent for extent in extents)
     return lines + bytes(-len(lines) % _BLOCK_BYTES)
+
+
+def _libarchive(name: bytes, value: bytes) -> bytes:
+    return _record(b"LIBARCHIVE.xattr." + _quoted(name), _base64(value))
+
+
+def _schily(name: bytes, value: bytes) -> bytes:
+    return b"" if b"=" in name else _record(_XATTRS + name, value)
 
 
 def _quoted(name: bytes) -> bytes:

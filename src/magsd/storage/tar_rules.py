@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
-_OPAQUE: Final = b"trusted.overlay.opaque"
+OPAQUE: Final = b"trusted.overlay.opaque"
+"""The attribute of a directory that hides what lies below it."""
 _CAPABILITY: Final = b"security.capability"
 _USER: Final = b"user."
 _NAME_MAX: Final = 255
@@ -90,11 +91,11 @@ class TarEntry:
     @property
     def is_opaque(self) -> bool:
         """Whether it is a directory that hides the content of those below."""
-        return self.kind is Kind.DIRECTORY and self.xattrs.get(_OPAQUE) == b"y"
+        return self.kind is Kind.DIRECTORY and self.xattrs.get(OPAQUE) == b"y"
 
     def mark_opaque(self) -> None:
         """Let it hide the content of the directories below."""
-        self.xattrs = {**self.xattrs, _OPAQUE: b"y"}
+        self.xattrs = {**self.xattrs, OPAQUE: b"y"}
 
 
 class TarRules:
@@ -119,7 +120,7 @@ class TarRules:
 
         Raises `TarRefusedError`.
         """
-        entry.path = self._plain_path(entry.path, entry.path)
+        entry.path = self.plain_path(entry.path, entry.path)
         if entry.path in self._kinds:
             raise _refused(entry.path, "is there twice")
         if not entry.path and entry.kind is not Kind.DIRECTORY:
@@ -130,7 +131,8 @@ class TarRules:
         self._count(entry)
         self._kinds[entry.path] = entry.kind
 
-    def _plain_path(self, path: bytes, named: bytes) -> bytes:
+    def plain_path(self, path: bytes, named: bytes) -> bytes:
+        """Return a path without `./` in front; `named` is whose it is. Raises `TarRefusedError`."""
         if len(path) > self._limits.path_bytes:
             raise _refused(named, "has a longer path than may be", is_too_large=True)
         plain = path.removeprefix(b"./").rstrip(b"/") if path != b"." else b""
@@ -154,7 +156,7 @@ class TarRules:
 
     def _check_kind(self, entry: TarEntry) -> None:
         if entry.kind is Kind.HARD_LINK:
-            entry.target = self._plain_path(entry.target, entry.path)
+            entry.target = self.plain_path(entry.target, entry.path)
             if self._kinds.get(entry.target) in (None, Kind.DIRECTORY):
                 raise _refused(entry.path, "is a hard link to nothing earlier in the archive")
             if entry.target in self._whiteouts:
@@ -184,7 +186,7 @@ class TarRules:
     def _may_have(self, entry: TarEntry, name: bytes, value: bytes) -> bool:
         if len(value) > _VALUE_MAX:
             return False
-        if entry.kind is Kind.DIRECTORY and name == _OPAQUE:
+        if entry.kind is Kind.DIRECTORY and name == OPAQUE:
             return value == b"y"
         if entry.kind is Kind.REGULAR and name == _CAPABILITY:
             return True

@@ -157,7 +157,7 @@ class Transport:
 
         An answer that takes longer than `silence_s` counts as lost. Raises `MagsError`.
         """
-        headers = {"Content-Type": "application/x-tar"}
+        headers = {"Content-Type": "application/octet-stream"}
         if size_bytes is not None:
             headers["Content-Length"] = str(size_bytes)
         request = self._http.build_request(

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,8 +62,10 @@ def made(server: Server) -> str:
 
 
 @pytest.fixture
-def podman(tmp_path: Path) -> Podman:
-    return Podman(tmp_path / "podman")
+def podman() -> Iterator[Podman]:
+    # Of a path of more than 50 characters it wants to know nothing.
+    with tempfile.TemporaryDirectory(prefix="podman-") as folder:
+        yield Podman(Path(folder))
 
 
 class _Mags:
@@ -120,8 +123,8 @@ def test_an_image_is_run_by_others_and_comes_back(
         reply = mags.json("import", form, str(tmp_path / form))
         assert (reply["version"], reply["image"], reply["layers"]) == (1, "imported", 1)
     assert server.run(_LOOK, workspace_id="docker-archive")["stdout"] == _SEEN
-    layers = {one["size_bytes"] for one in mags.json("list")["workspaces"] if "-arch" in one["id"]}
-    assert len(layers) <= 1
+    sizes = {each["workspace_id"]: each["size_bytes"] for each in mags.json("list")["workspaces"]}
+    assert sizes["docker-archive"] == sizes["oci-archive"] > 0
     later = server.run("echo more > /root/more", workspace_id="oci-archive")
     assert later["workspace_synced"] is True
     assert server.run(_LOOK, workspace_id="oci-archive")["stdout"] == _SEEN

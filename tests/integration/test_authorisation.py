@@ -66,6 +66,10 @@ CASES = {
     ("GET", f"{BASE}/mags-workspaces/{{name}}/versions"): Case(OWNER),
     ("POST", f"{BASE}/mags-workspaces/{{name}}/restore"): Case(OWNER, {"version": 1}),
     ("POST", f"{BASE}/mags-workspaces/{{name}}/fork"): Case(OWNER, {"workspace_id": "forked"}),
+    ("GET", f"{BASE}/mags-workspaces/{{name}}/export"): Case(OWNER),
+    # It makes a new one, whoever else has one of that name.
+    ("POST", f"{BASE}/mags-workspaces/{{name}}/import"): Case(ACCOUNT),
+    ("POST", f"{BASE}/mags-gc"): Case(ACCOUNT),
     ("POST", f"{BASE}/tokens"): Case(ACCOUNT, {"name": "made"}),
     ("GET", f"{BASE}/tokens"): Case(ACCOUNT),
     ("DELETE", f"{BASE}/tokens/{{token_id}}"): Case(OWNER),

@@ -73,8 +73,11 @@ POSSIBLE_HERE = {
 as what does not exist yet would be taken for something that must be made first."""
 
 
-IMPOSSIBLE_HERE = ("/api/v1/mags-jobs/{ref}/sync",)
-"""What needs a job with a workspace."""
+IMPOSSIBLE_HERE = (
+    "/api/v1/mags-jobs/{ref}/sync",
+    "/api/v1/mags-workspaces/{name}/import",
+)
+"""What needs a job with a workspace, or an archive that is one."""
 
 
 def narrowed():

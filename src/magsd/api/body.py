@@ -63,7 +63,10 @@ def _too_large() -> TooLargeError:
 
 def check(model: type[_Model], fields: dict[str, Any]) -> _Model:
     """Return `fields` as a `model`; null means "not given". Raises `InvalidError`."""
-    given = {name: value for name, value in fields.items() if value is not None}
+    known = model.model_fields
+    given = {
+        name: value for name, value in fields.items() if value is not None or name not in known
+    }
     try:
         return model.model_validate(given)
     except ValidationError as error:

@@ -72,8 +72,10 @@ def _operation(
             ],
         )
     if "requestBody" in operation:
-        schema = operation["requestBody"]["content"]["application/json"]["schema"]
-        yield _table("Body", _fields(document, schema))
+        for media_type, content in operation["requestBody"]["content"].items():
+            schema = content["schema"]
+            fields = _fields(document, schema) or [(media_type, _type(document, schema), "")]
+            yield _table("Body", fields)
     for status, response in operation["responses"].items():
         content = response.get("content", {})
         if status.startswith("2") and "application/json" in content:

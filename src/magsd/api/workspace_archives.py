@@ -21,6 +21,7 @@ from magsd.model.errors import InvalidError
 router = APIRouter(tags=["workspaces"])
 
 TAR: Final = "application/x-tar"
+ANYTHING: Final = "application/octet-stream"
 _SILENCE_S: Final = 60.0
 _VERSION_MAX: Final = 2**31 - 1
 _BINARY: Final[dict[str, Any]] = {"schema": {"type": "string", "format": "binary"}}
@@ -51,7 +52,7 @@ async def export(
     status_code=201,
     summary="Import a workspace",
     responses={201: {"model": WorkspaceVersionReply}},
-    openapi_extra={"requestBody": {"required": True, "content": {TAR: _BINARY}}},
+    openapi_extra={"requestBody": {"required": True, "content": {ANYTHING: _BINARY}}},
 )
 async def import_(
     request: Request,

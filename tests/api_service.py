@@ -105,8 +105,10 @@ class Token(NamedTuple):
 class ApiService:
     """A service in a thread of its own, and what a test may do with it from outside."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, **core) -> None:
+        """`core`: settings of its core."""
         self.directory = directory
+        self._core = core
         self.clock = AheadClock()
         self.url = ""
         self.application = None
@@ -157,7 +159,8 @@ class ApiService:
         async with AsyncExitStack() as stack:
             listener = stack.enter_context(listen("127.0.0.1", 0))
             self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            self.application = await stack.enter_async_context(opened(self.directory, self.clock))
+            service = opened(self.directory, self.clock, **self._core)
+            self.application = await stack.enter_async_context(service)
             access = self.application.access
             await access.first_token(ADMIN)
             self.admin = await access.authenticate(ADMIN)

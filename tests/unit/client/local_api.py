@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
+JSON = "application/json"
+
 
 @dataclass
 class Reply:
@@ -19,6 +21,8 @@ class Reply:
     raw: bytes | None = None
     content_type: str = "application/json"
     is_dropped: bool = False
+    missing_bytes: int = 0
+    """So many that are promised do not come."""
     before: threading.Event | None = None
     """Waited for before the answer is sent."""
 
@@ -73,8 +77,7 @@ class _Handler(BaseHTTPRequestHandler):
     api: Api
 
     def do_GET(self):
-        length = int(self.headers.get("Content-Length") or 0)
-        body = self.rfile.read(length)
+        body = self._body()
         parts = urlsplit(self.path)
         reply = self.api.take(
             Request(
@@ -82,7 +85,7 @@ class _Handler(BaseHTTPRequestHandler):
                 parts.path,
                 {key: values[-1] for key, values in parse_qs(parts.query).items()},
                 {key.lower(): value for key, value in self.headers.items()},
-                json.loads(body) if body else None,
+                json.loads(body) if body and self.headers["Content-Type"] == JSON else body or None,
             )
         )
         if reply.before is not None:
@@ -94,11 +97,22 @@ class _Handler(BaseHTTPRequestHandler):
         content = reply.raw if reply.raw is not None else json.dumps(reply.content).encode()
         self.send_response(reply.status)
         self.send_header("Content-Type", reply.content_type)
-        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Content-Length", str(len(content) + reply.missing_bytes))
         self.end_headers()
         self.wfile.write(content)
+        self.close_connection |= reply.missing_bytes > 0
 
-    do_POST = do_GET
+    def _body(self):
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
+
+    do_POST = do_DELETE = do_GET
 
     def log_message(self, *arguments):
         pass

@@ -40,7 +40,7 @@ def service(tmp_path_factory):
     limits = {"import_bytes": LIMIT_BYTES, "import_entries": 20, "versions_kept": 2}
     with ApiService(directory, **limits).running() as service:
         yield service
-        assert list((directory / "layers/.staging").iterdir()) == []
+    assert list((directory / "layers/.staging").iterdir()) == []
 
 
 @pytest.fixture

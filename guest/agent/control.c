@@ -35,6 +35,7 @@ static int perform(struct session *session, const char *what, struct fields requ
         {"identity", identity_set, false}, {"bind", identity_bind, false},
         {"layers", root_mount_layers, true}, {"root", root_enter, true},
         {"disk", root_mount_disk, true}, {"network", network_set, true},
+        {"uploads", uploads_show, false},
     };
     for (size_t i = 0; i < sizeof operations / sizeof *operations; i++)
         if (strcmp(what, operations[i].word) == 0 &&

@@ -103,8 +103,9 @@ bool run_directory_mount(void)
 {
     bool is_there = mkdir("/run", 0755) == 0 || errno == EEXIST;
     is_there = is_there && (mkdir(RUN_DIRECTORY, 0755) == 0 || errno == EEXIST);
-    return is_there && mount("mags", RUN_DIRECTORY, "tmpfs", MS_NOSUID | MS_NODEV,
-                             "mode=0755,size=64m") == 0;
+    is_there = is_there && mount("mags", RUN_DIRECTORY, "tmpfs", MS_NOSUID | MS_NODEV,
+                                 "mode=0755,size=64m") == 0;
+    return is_there && uploads_cover();
 }
 
 /* runsc lays a tmpfs over an empty /tmp: it would take memory, and no workspace would keep it. */

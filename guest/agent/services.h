@@ -31,6 +31,9 @@ int program_start(struct fields request, const int ends[3], pid_t *pid);
 /* Mount the tmpfs RUN_DIRECTORY. */
 bool run_directory_mount(void);
 
+/* Lay a folder of that tmpfs over /uploads, if that is a folder. (uploads.c) */
+bool uploads_cover(void);
+
 /* Enter, in a process that is about to become a program, the group of those that
  * are limited in number, if there is one. (crowd.c) */
 bool crowd_enter(void);
@@ -39,5 +42,6 @@ bool crowd_enter(void);
 int identity_set(struct fields request, struct queue *answer);
 int identity_bind(struct fields request, struct queue *answer);
 int processes_measure(struct queue *answer);
+int uploads_show(struct fields request, struct queue *answer);
 
 #endif

@@ -7,7 +7,8 @@ server offers comes as further keyword arguments.
 
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 from urllib.parse import quote
@@ -245,6 +246,33 @@ class Mags(WorkspaceCalls):
         return self._object(
             "POST", self._job_path(name_or_id, "stop"), timeout_s=max(self.timeout, _STOP_S)
         )
+
+    def upload_file(self, file_path: str | Path) -> str:
+        """Upload a file, and return its id for `file_ids` of any number of jobs.
+
+        Raises `MagsError` when it cannot be read, and when the server refuses it.
+        """
+        path = Path(file_path)
+        try:
+            with path.open("rb") as content:
+                reply = self._transport.upload("/mags-files", path.name, content)
+        except OSError as error:
+            raise MagsError(f"cannot read {path}: {error.strerror}") from error
+        if not isinstance(reply, dict) or "file_id" not in reply:
+            raise MagsError(f"the server did not say how the upload of {path} is called")
+        return str(reply["file_id"])
+
+    def upload_files(self, file_paths: Iterable[str | Path]) -> list[str]:
+        """Upload files, and return their ids in the same order. See `upload_file`."""
+        return [self.upload_file(path) for path in file_paths]
+
+    def usage(self, *, window_days: int = 30) -> JsonObject:
+        """Return what the account has used on so many days (UTC), today among them.
+
+        `{"window_days", "total_jobs", "completed_jobs", "failed_jobs", "running_jobs",
+        "vm_seconds", "storage_bytes", "by_day": [{"date", "jobs", "vm_seconds"}, …]}`.
+        """
+        return self._object("GET", "/mags-jobs/usage", params={"window_days": window_days})
 
     def whoami(self) -> JsonObject:
         """Return `{"account", "token_id", "scopes"}` of the token."""

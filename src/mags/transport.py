@@ -6,7 +6,7 @@ Knows HTTP and nothing of jobs. Every failure leaves here as `MagsError`.
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, NamedTuple
+from typing import IO, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 import httpx
@@ -15,6 +15,8 @@ from mags.errors import MagsError
 
 RETRIES: Final = 2
 """Repeats of a request that is safe to repeat, when its connection broke."""
+_STORED_S: Final = 120.0
+"""How long a server may take to store what was uploaded."""
 _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
@@ -80,6 +82,20 @@ class Transport:
             timeout=timeout_s if timeout_s is not None else httpx.USE_CLIENT_DEFAULT,
         )
         response = self._send(request, RETRIES if is_repeatable else 0)
+        _raise_for_status(response)
+        return _decode(response)
+
+    def upload(self, path: str, name: str, content: IO[bytes]) -> Any:
+        """Return the decoded reply to a form with one file, which is read as it is sent.
+
+        Raises as `request`.
+        """
+        # The server answers when it has all of it, and has stored it.
+        timeout = httpx.Timeout(self._timeout_s, read=max(self._timeout_s, _STORED_S))
+        request = self._http.build_request(
+            "POST", path, files={"file": (name, content)}, timeout=timeout
+        )
+        response = self._send(request, 0)
         _raise_for_status(response)
         return _decode(response)
 

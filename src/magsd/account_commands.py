@@ -37,9 +37,10 @@ def set_quota(
     vcpus_max: Limit = None,
     memory_mb_max: Limit = None,
     disk_gb_max: Limit = None,
+    files_mb_max: Limit = None,
 ) -> None:
-    """Decide what an account's unfinished jobs may take together; a service that runs takes
-    note within seconds."""
+    """Decide what an account's unfinished jobs may take together, and its uploads; a service
+    that runs takes note within seconds."""
     from magsd.model.errors import InvalidError
 
     given = {
@@ -47,6 +48,7 @@ def set_quota(
         "vcpus_max": vcpus_max,
         "memory_mb_max": memory_mb_max,
         "disk_gb_max": disk_gb_max,
+        "files_mb_max": files_mb_max,
     }
     with told():
         changes = {

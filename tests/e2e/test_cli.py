@@ -153,3 +153,13 @@ def test_a_reader_that_leaves_ends_the_command_quietly(mags: _Cli) -> None:
         assert printing.stderr is not None
         assert eventually(lambda: printing.poll() is not None)
         assert "Traceback" not in printing.stderr.read()
+
+
+def test_a_file_goes_with_a_script_and_usage_tells_of_it(mags: _Cli, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("b\na\n")
+    done = mags("run", "-f", str(tmp_path / "names.txt"), "sort /uploads/names.txt")
+    assert (done.returncode, done.stdout) == (0, "a\nb\n"), done.stderr
+    used = json.loads(mags("usage", "--json").stdout)
+    assert used["completed_jobs"] >= 1
+    assert used["storage_bytes"] >= 4
+    assert "vm time" in mags("usage").stdout

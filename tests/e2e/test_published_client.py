@@ -135,3 +135,34 @@ def test_refusals_carry_a_text_and_a_status(client):
 
     assert [status for status, _ in refusals] == [404, 400, 401]
     assert all(text and not text.startswith("{") for _, text in refusals)
+
+
+def test_files_are_uploaded_and_found(client, tmp_path):
+    for name in ("one.txt", "two words.txt"):
+        (tmp_path / name).write_text(f"this is {name}\n")
+    paths = [str(path) for path in sorted(tmp_path.iterdir())]
+    ids, result = client(
+        f"ids = mags.upload_files({paths})\n"
+        "done = mags.run_and_wait('cat /uploads/one.txt \"/root/two words.txt\"',"
+        " file_ids=ids, poll_interval=0.1)\n"
+        "show([ids, done])"
+    )
+
+    assert len(set(ids)) == 2
+    assert result["exit_code"] == 0
+    lines = [entry["message"] for entry in result["logs"] if entry["source"] == "stdout"]
+    assert lines == ["this is one.txt", "this is two words.txt"]
+
+
+def test_usage_is_shown(client):
+    before, after = client(
+        "before = mags.usage()\n"
+        "mags.run_and_wait('sleep 0.2', poll_interval=0.1)\n"
+        "show([before, mags.usage(window_days=7)])"
+    )
+
+    assert (before["window_days"], len(before["by_day"])) == (30, 30)
+    assert (after["window_days"], len(after["by_day"])) == (7, 7)
+    assert after["total_jobs"] == before["total_jobs"] + 1
+    assert after["completed_jobs"] == before["completed_jobs"] + 1
+    assert after["vm_seconds"] > before["vm_seconds"]

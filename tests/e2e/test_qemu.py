@@ -1,5 +1,6 @@
 """The daemon whose jobs get microVMs: each with a Linux kernel of its own."""
 
+import hashlib
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -143,3 +144,14 @@ def test_the_doctor_finds_this_machine_well(server: Server) -> None:
         check=False,
     )
     assert told.returncode == 0, told.stdout + told.stderr
+
+
+def test_a_script_finds_its_files(server: Server) -> None:
+    content = bytes(range(256)) * 40_000
+    with server.http() as http:
+        reply = http.post("/mags-files", files={"file": ("data", content)})
+    waiting = _full(server)
+    script = "sha256sum < /uploads/data | cut -d' ' -f1; readlink /uploads/data"
+    done = server.run(script, file_ids=[reply.json()["file_id"]])
+    assert done["stdout"] == [hashlib.sha256(content).hexdigest(), "/root/data"]
+    assert done["vm_id"] in waiting

@@ -110,7 +110,15 @@ class TestRoot:
             "/proc": "proc",
             "/run/mags": "tmpfs",
             "/sys": "sysfs",
+            "/uploads": "tmpfs",
         }
+
+    def test_shows_uploads_that_are_no_part_of_the_disk(self, machine):
+        machine.sh("echo content > '/root/a b' && touch /uploads/mine")
+        assert not list(machine.must("uploads", "name=a b").fields.all("absent"))
+        assert machine.sh("cat '/uploads/a b'") == "content\n"
+        assert machine.sh("stat -c %d /uploads") == machine.sh("stat -c %d /run/mags")
+        machine.sh("rm '/root/a b' /uploads/mine '/uploads/a b'")
 
     def test_runs_suid_programs_of_layers_and_of_the_disk(self, machine):
         machine.sh("cp -p /as-root /root/as-root")

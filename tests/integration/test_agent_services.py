@@ -1,5 +1,6 @@
 """The agent, driven over its link: programs, files and control."""
 
+import errno
 import os
 import signal
 
@@ -321,3 +322,19 @@ class TestControl:
         agent.exec(["sh", "-c", "trap '' TERM HUP; sleep 1000"])
         assert agent.control("poweroff").value == 0
         assert "powered off" in agent.wait_for_end()
+
+
+class TestUploads:
+    def test_they_are_shown_by_links(self, agent):
+        for _ in range(2):
+            ended = agent.ended(agent.open(pack("control", "uploads", "name=a b", "name=ä"))).end
+            assert ended.value == 0
+            # This root has no such folder.
+            assert list(ended.fields.all("absent")) == ["/uploads"]
+        script = 'cd /run/mags/uploads; for name in *; do readlink "$name"; done'
+        assert agent.run(["sh", "-c", script]).out.decode() == "/root/a b\n/root/ä\n"
+
+    @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/", "x" * 5000])
+    def test_what_is_no_name_is_refused(self, agent, name):
+        ended = agent.ended(agent.open(pack("control", "uploads", f"name={name}"))).end
+        assert ended.value in (errno.EINVAL, errno.ENAMETOOLONG)

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
@@ -16,6 +17,7 @@ import typer
 from mags import __version__
 from mags.cli import output, workspaces
 from mags.cli.options import JsonOption, client
+from mags.cli.usage import usage
 from mags.errors import MagsError
 
 EXIT_REFUSED = 1
@@ -64,6 +66,17 @@ def run(
     timeout: Annotated[
         int | None, typer.Option(help="Seconds the script may take (the server's default: 300).")
     ] = None,
+    file: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--file",
+            "-f",
+            exists=True,
+            dir_okay=False,
+            readable=True,
+            help="A file to upload, for the script in /root and /uploads. Repeatable.",
+        ),
+    ] = None,
     disk: Annotated[int | None, typer.Option(metavar="GB", help="Size of the disk.")] = None,
     memory: Annotated[int | None, typer.Option(metavar="MB", help="Memory.")] = None,
     vcpus: Annotated[int | None, typer.Option(help="Virtual processors.")] = None,
@@ -78,11 +91,13 @@ def run(
     """
     environment = _environment(env or [])
     text = sys.stdin.read() if script == "-" else script
+    file_ids = _uploaded(file or [])
     with client() as mags, _interrupts_held() as held:
         request_id = mags.run(
             text,
             name=name,
             environment=environment,
+            file_ids=file_ids,
             script_timeout=timeout,
             disk_gb=disk,
             memory_mb=memory,
@@ -103,6 +118,14 @@ def run(
         output.failure(status["error"])
     exit_code = status.get("exit_code")
     raise typer.Exit(EXIT_REFUSED if exit_code is None else exit_code)
+
+
+def _uploaded(files: list[Path]) -> list[str]:
+    """Upload files before there is a job, so that Ctrl-C simply ends it."""
+    if not files:
+        return []
+    with client() as mags:
+        return list(mags.upload_files(files))
 
 
 class _Held:
@@ -300,6 +323,9 @@ def whoami(as_json: JsonOption = False) -> None:
         output.write_json(reply)
     else:
         output.write_pairs(reply | {"scopes": " ".join(reply.get("scopes", []))})
+
+
+app.command()(usage)
 
 
 def _exit_code(error: MagsError) -> int:

@@ -11,10 +11,12 @@ from magsd.aio import Clock
 from magsd.api import (
     document,
     errors,
+    files,
     jobs,
     logs,
     system,
     tokens,
+    usage,
     workspace_archives,
     workspaces,
 )
@@ -29,7 +31,9 @@ PREFIXES: Final = ("/api/v1", "/api/v2")
 
 HEARTBEAT_S: Final = 15.0
 ROUTERS: Final = (
+    usage.router,
     jobs.router,
+    files.router,
     logs.router,
     workspaces.router,
     workspace_archives.router,

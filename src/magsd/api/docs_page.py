@@ -72,10 +72,11 @@ def _operation(
             ],
         )
     if "requestBody" in operation:
-        for media_type, content in operation["requestBody"]["content"].items():
-            schema = content["schema"]
-            fields = _fields(document, schema) or [(media_type, _type(document, schema), "")]
-            yield _table("Body", fields)
+        for kind, body in operation["requestBody"]["content"].items():
+            caption = "Body" if kind == "application/json" else f"Body, {kind}"
+            schema = body["schema"]
+            fields = _fields(document, schema) or [(kind, _type(document, schema), "")]
+            yield _table(caption, fields)
     for status, response in operation["responses"].items():
         content = response.get("content", {})
         if status.startswith("2") and "application/json" in content:

@@ -80,13 +80,14 @@ def _complete(operation: dict[str, Any], method: str, path: str, *, is_public: b
         # The framework adds this where a route says only what else it has.
         if len(content) > 1 and content.get("application/json", {}).get("schema") == {}:
             del content["application/json"]
+    is_submit = path.endswith("/mags-jobs") and method == "post"
     possible = ["503"] if path == "/readyz" else []
     if not is_public:
         possible = ["400", "401", "500", "503"]
-        possible += ["404"] if "{" in path or path in OPEN_HERE else []
+        possible += ["404"] if "{" in path or path in OPEN_HERE or is_submit else []
         possible += ["409"] if _may_conflict(path, method) else []
         possible += ["413"] if "requestBody" in operation else []
-        possible += ["429"] if _may_be_over_quota(path, method) else []
+        possible += ["429"] if is_submit or _may_be_over_quota(path) else []
     for status in sorted(possible):
         responses[status] = {
             "description": _ERRORS[status],
@@ -107,10 +108,8 @@ def _may_conflict(path: str, method: str) -> bool:
     return "/mags-jobs" in path and method == "post"
 
 
-def _may_be_over_quota(path: str, method: str) -> bool:
-    return path.endswith(("/export", "/import")) or (
-        path.endswith("/mags-jobs") and method == "post"
-    )
+def _may_be_over_quota(path: str) -> bool:
+    return path.endswith(("/export", "/import", "/mags-files"))
 
 
 def _link(paths: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from magsd.model.records import (
     Version,
     Workspace,
 )
+from magsd.model.usage import Usage
 
 
 def time(moment: datetime | None) -> str | None:
@@ -125,6 +126,27 @@ def pool_status(found: PoolStatus) -> dict[str, Any]:
         "total_vms": found.total_vms,
         "min_pool_size": found.min_pool_size,
         "max_pool_size": found.max_pool_size,
+    }
+
+
+def usage(found: Usage) -> dict[str, Any]:
+    """Return what an account has used."""
+    return {
+        "window_days": found.window_days,
+        "total_jobs": found.total_jobs,
+        "completed_jobs": found.completed_jobs,
+        "failed_jobs": found.failed_jobs,
+        "running_jobs": found.running_jobs,
+        "vm_seconds": round(found.vm_seconds, 3),
+        "storage_bytes": found.storage_bytes,
+        "by_day": [
+            {
+                "date": each.day.isoformat(),
+                "jobs": each.jobs,
+                "vm_seconds": round(each.vm_seconds, 3),
+            }
+            for each in found.by_day
+        ],
     }
 
 

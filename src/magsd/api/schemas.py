@@ -21,6 +21,7 @@ from magsd.model.errors import ErrorCode, JobCode
 from magsd.model.lifecycle import Status
 from magsd.model.names import JOB_NAME_MAX, WORKSPACE_NAME
 from magsd.model.records import LogSource, Scope
+from magsd.model.uploads import FILES_MAX
 
 NOT_BUILT: Final = "Not supported by this version."
 """Describes fields that are known and checked, but refused when they ask for something."""
@@ -121,7 +122,12 @@ class SubmitRequest(BaseModel):
     no_sleep: bool = Field(False, description=NOT_BUILT)
     no_sync: bool = Field(False, description="What the script changes is not kept.")
     startup_command: str = Field("", description=NOT_BUILT)
-    file_ids: list[str] = Field([], description=NOT_BUILT)
+    file_ids: list[Text] = Field(
+        [],
+        max_length=FILES_MAX,
+        description="Uploads (`POST /mags-files`) that the script finds as `/root/<file name>`, "
+        "and as `/uploads/<file name>`.",
+    )
     idle_timeout: Number = Field(0, description=NOT_BUILT)
     reset: bool = Field(False, description=NOT_BUILT)
 

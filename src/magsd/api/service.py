@@ -4,6 +4,8 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from magsd.core.access import Access
+from magsd.core.files import Files
+from magsd.core.usage import Usages
 from magsd.core.workspace_archives import WorkspaceArchives
 from magsd.core.workspaces import Workspaces
 from magsd.engine.base import Capabilities
@@ -46,6 +48,14 @@ class Service(Protocol):
     @property
     def archives(self) -> WorkspaceArchives:
         """Workspaces that leave as archives, and come as such."""
+
+    @property
+    def files(self) -> Files:
+        """Uploads."""
+
+    @property
+    def usages(self) -> Usages:
+        """What accounts have used."""
 
     def readiness(self) -> str | None:
         """Return None when a script can run, else why not."""

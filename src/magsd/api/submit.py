@@ -56,6 +56,7 @@ def spec_of(fields: dict[str, Any]) -> JobSpec:
         workspace_id=asked.workspace_id or None,
         base_workspace_id=asked.base_workspace_id or None,
         no_sync=asked.no_sync,
+        file_ids=tuple(asked.file_ids),
         ignored=shortened(fields.keys() - _KNOWN),
     )
 

@@ -82,6 +82,9 @@ class Settings(BaseSettings):
     log_burst_mb: int = Field(64, ge=1, description="MiB that it may print faster than that.")
     retention_logs_days: int = Field(30, ge=0, description="Days that logs are kept. 0: for ever.")
     retention_jobs_days: int = Field(30, ge=0, description="Days for ended jobs. 0: for ever.")
+    retention_files_days: int = Field(
+        7, ge=0, description="Days that uploads are kept after a job used them last. 0: for ever."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="The least important messages that are logged."
     )
@@ -154,6 +157,9 @@ class Settings(BaseSettings):
     )
     account_disk_gb_max: int | None = Field(
         None, ge=0, description="GiB of disk in the unfinished jobs of an account (429)."
+    )
+    account_files_mb_max: int | None = Field(
+        None, ge=0, description="MiB of uploads that an account may keep (429)."
     )
     pool_min: int = Field(
         2, ge=0, description="How many VMs of the usual size wait for a script at the least."
@@ -266,6 +272,7 @@ class Settings(BaseSettings):
                 self.account_vcpus_max,
                 self.account_memory_mb_max,
                 self.account_disk_gb_max,
+                self.account_files_mb_max,
             ),
             pool_min=self.pool_min,
             pool_max=self.pool_max,
@@ -281,6 +288,7 @@ class Settings(BaseSettings):
             logs_cache_mb=self.logs_cache_mb,
             retention_logs_days=self.retention_logs_days,
             retention_jobs_days=self.retention_jobs_days,
+            retention_files_days=self.retention_files_days,
         )
         if self.launches_at_once is not None:
             settings = replace(settings, launches_at_once=self.launches_at_once)

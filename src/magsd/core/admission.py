@@ -52,7 +52,7 @@ class Admission:
     ) -> Iterator[Admitted]:
         """Count a job inside the block, and after it when its actor has taken it over.
 
-        `is_pooled`: a VM that waits may serve it.
+        `is_pooled`: a VM that waits may serve it at once.
         Raises `InvalidError`, `QuotaError` or `CapacityError`; nothing is counted then.
         """
         need = Amount.of(spec)
@@ -102,7 +102,7 @@ class Admission:
         if not self._node.room.try_acquire(need):
             return HeadStart()
         vm = self._node.pool.take(shape) if is_pooled else None
-        return HeadStart(spec, has_room=True, has_asked=True, vm=vm)
+        return HeadStart(spec, has_room=True, has_asked=is_pooled, vm=vm)
 
     def _undo(self, account_id: AccountId, admitted: Admitted) -> None:
         """Give back what was counted for a job that was not taken on after all."""

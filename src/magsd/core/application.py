@@ -11,6 +11,7 @@ import structlog
 
 from magsd.aio import Tasks
 from magsd.core.access import Access
+from magsd.core.files import Files
 from magsd.core.jobs import Jobs
 from magsd.core.logs import Logs
 from magsd.core.loop_watch import watch_loop
@@ -18,6 +19,7 @@ from magsd.core.node import Node
 from magsd.core.retention import Retention
 from magsd.core.settings import CoreSettings
 from magsd.core.supervisor import Supervisor
+from magsd.core.usage import Usages
 from magsd.core.workspace_archives import WorkspaceArchives
 from magsd.core.workspace_upkeep import WorkspaceUpkeep
 from magsd.core.workspaces import Workspaces
@@ -52,7 +54,9 @@ class Application:
         self.settings: CoreSettings = node.settings
         self._node = node
         self._supervisor = Supervisor(node)
-        self._jobs = Jobs(node, self._supervisor)
+        self.files = Files(node)
+        self.usages = Usages(node.database, node.clock)
+        self._jobs = Jobs(node, self._supervisor, self.files)
         self._upkeep = WorkspaceUpkeep(node)
         self.workspaces = Workspaces(node, self._upkeep)
         self.archives = WorkspaceArchives(node)

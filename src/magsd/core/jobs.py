@@ -18,6 +18,7 @@ from sqlalchemy import Connection
 from magsd.aio import finish
 from magsd.core import launch, statuses
 from magsd.core.admission import Admission, Admitted
+from magsd.core.files import Files, use
 from magsd.core.launch import Shape
 from magsd.core.node import Node
 from magsd.core.supervisor import Supervisor
@@ -54,6 +55,7 @@ from magsd.model.records import (
     RunSpec,
     Synced,
 )
+from magsd.model.uploads import check_together
 
 _KEY_MAX: Final = 255
 _KEY_KEPT: Final = timedelta(hours=24)
@@ -62,8 +64,9 @@ _KEY_KEPT: Final = timedelta(hours=24)
 class Jobs:
     """The jobs of a node, as accounts see them."""
 
-    def __init__(self, node: Node, supervisor: Supervisor) -> None:
+    def __init__(self, node: Node, supervisor: Supervisor, files: Files) -> None:
         self._node = node
+        self._files = files
         self._supervisor = supervisor
         self._admission = Admission(node)
 
@@ -74,9 +77,13 @@ class Jobs:
 
         With a key that the account used within a day the job of then is
         returned; `ConflictError` when that one asked for something else.
-        Raises `QuotaError` and `CapacityError` for what `Admission` refuses.
+        Raises `QuotaError` and `CapacityError` for what `Admission` refuses, `NotFoundError` for
+        an upload that is not the caller's.
         """
         run_spec, shape = self._checked(spec)
+        files = await self._files.chosen(principal, spec.file_ids)
+        check_together(files, run_spec.disk_gb)
+        run_spec = dataclasses.replace(run_spec, files=files)
         idempotency = _idempotency(spec, idempotency_key)
         now = self._node.clock.now()
         job = Job(
@@ -112,9 +119,10 @@ class Jobs:
         shape: Shape,
         idempotency: jobs.Idempotency | None,
     ) -> JobStatus:
-        is_pooled = job.workspace_id is None and job.base_workspace_id is None
+        # What has files waits for them first, and then for a VM.
+        has_own = run_spec.files or job.workspace_id or job.base_workspace_id
         with self._admission.admitted(
-            job.account_id, run_spec, shape, is_pooled=is_pooled
+            job.account_id, run_spec, shape, is_pooled=not has_own
         ) as admitted:
             if (vm := admitted.start.vm) is not None:
                 # One commit for both: the job, and the VM that it has.
@@ -129,6 +137,7 @@ class Jobs:
                 known = _submitted_before(tx, job, idempotency)
                 if known is None:
                     check_free(tx, job)
+                    use(tx, job.account_id, run_spec.files, job.created_at)
                     jobs.add(tx, job, run, run_spec, self._node.settings.node, idempotency)
                 return known or (job, run)
 

@@ -6,7 +6,7 @@ wait the pool's; how a VM comes to be is the engine's.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Final
 import structlog
 
 from magsd.aio import Clock, finish
+from magsd.core.placed_files import LocalFile, place_files, placing_s
 from magsd.core.settings import CoreSettings
 from magsd.engine.base import Capabilities, Engine, Handle, Plan
 from magsd.guest import identity, streams
@@ -116,20 +117,24 @@ async def plan_of(
     )
 
 
-async def start(engine: Engine, plan: Plan, spec: RunSpec, clock: Clock) -> ShimConnection:
-    """Launch a VM and begin the script in it; return a connection that follows it.
+async def start(
+    engine: Engine, plan: Plan, spec: RunSpec, clock: Clock, files: Sequence[LocalFile] = ()
+) -> ShimConnection:
+    """Launch a VM and begin the script in it, which finds `files`; return a connection that
+    follows it.
 
     Raises `LaunchError`, and then nothing of the VM is left. Where the script
     may have had effects already, on another error or a cancellation, the VM is
     left alone: it is found again by its claim.
     """
     handle = await launched(engine, plan)
-    async with _beginning(engine, handle) as attempt, AsyncExitStack() as undo:
+    async with _beginning(engine, handle, files) as attempt, AsyncExitStack() as undo:
         connection = await ShimConnection.open(handle.run_directory)
         undo.push_async_callback(connection.aclose)
         await asyncio.gather(
             identity.introduce(connection, plan.hostname, clock.now()),
             _hand_over(connection, spec.script),
+            place_files(connection, files),
         )
         attempt.is_asked = True
         await _begin(connection, spec)
@@ -138,16 +143,25 @@ async def start(engine: Engine, plan: Plan, spec: RunSpec, clock: Clock) -> Shim
 
 
 async def begin(
-    engine: Engine, handle: Handle, connection: ShimConnection, spec: RunSpec, clock: Clock
+    engine: Engine,
+    handle: Handle,
+    connection: ShimConnection,
+    spec: RunSpec,
+    clock: Clock,
+    files: Sequence[LocalFile] = (),
 ) -> None:
     """Claim a VM that `hold` made ready, with the same connection, and begin the script in it.
 
     Raises as `start` does; the connection is closed then.
     """
-    async with _beginning(engine, handle) as attempt, AsyncExitStack() as undo:
+    async with _beginning(engine, handle, files) as attempt, AsyncExitStack() as undo:
         undo.push_async_callback(connection.aclose)
         # Sent together: the shim thaws the VM before it forwards the rest.
-        steps = [connection.request("claim"), _hand_over(connection, spec.script)]
+        steps = [
+            connection.request("claim"),
+            _hand_over(connection, spec.script),
+            place_files(connection, files),
+        ]
         if engine.capabilities.template:
             # It counts time by itself, and the host's clock may have been set since it was told.
             steps.append(identity.set_clock(connection, clock.now()))
@@ -164,11 +178,13 @@ class _Attempt:
 
 
 @asynccontextmanager
-async def _beginning(engine: Engine, handle: Handle) -> AsyncIterator[_Attempt]:
+async def _beginning(
+    engine: Engine, handle: Handle, files: Sequence[LocalFile]
+) -> AsyncIterator[_Attempt]:
     """Have a VM that is stopped when the block fails, unless its script may have begun."""
     attempt = _Attempt()
     try:
-        async with asyncio.timeout(_BEGIN_S):
+        async with asyncio.timeout(_BEGIN_S + placing_s(files)):
             yield attempt
     except (ShimError, OSError, TimeoutError) as error:
         if not _has_begun(handle):

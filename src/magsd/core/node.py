@@ -24,6 +24,7 @@ from magsd.model.records import Job, JobStatus, Run
 from magsd.storage.images import ImageStore
 from magsd.storage.layers import LayerStore
 from magsd.storage.objects import ObjectStore
+from magsd.storage.uploads import UploadStore
 
 _RECOVERIES_AT_ONCE: Final = 64
 
@@ -70,6 +71,9 @@ class Node:
             clock,
             node=settings.node,
             keep=settings.versions_kept,
+        )
+        self.files = UploadStore(
+            settings.data_directory, objects, free_min_bytes=settings.disk_free_min_bytes
         )
         self.layer_names = asyncio.Lock()
         """Held by whoever names layers in a row, and by whoever removes those that none names."""

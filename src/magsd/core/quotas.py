@@ -27,9 +27,12 @@ class Quotas:
 
     def take(self, account_id: AccountId, need: Amount) -> None:
         """Count a job that is about to be taken on. Raises `QuotaError` that names the limit."""
-        quota = self._quotas.get(account_id, Quota()).over(self._default)
-        quota.check(self.used(account_id), need)
+        self.of(account_id).check(self.used(account_id), need)
         self.occupy(account_id, need)
+
+    def of(self, account_id: AccountId) -> Quota:
+        """Return what an account may have."""
+        return self._quotas.get(account_id, Quota()).over(self._default)
 
     def occupy(self, account_id: AccountId, need: Amount) -> None:
         """Count a job that is there already."""

@@ -1,4 +1,4 @@
-"""What is old goes: every hour, logs and ended jobs that are past their time.
+"""What is old goes: every hour, logs, ended jobs and uploads that are past their time.
 
 A log goes from the store, then from this node, then its row; a job after its
 logs. So whatever breaks between is found again by the row. Nothing that runs,
@@ -16,6 +16,7 @@ import structlog
 from magsd.core.log_archive import LogArchive
 from magsd.core.log_copies import LogKey
 from magsd.core.node import Node
+from magsd.core.old_files import OldFiles
 from magsd.db import log_index, retention
 from magsd.db.log_index import LogRecord
 from magsd.db.retention import EndedJob
@@ -62,9 +63,10 @@ class Retention:
         jobs = await self._sweep(
             settings.retention_jobs_days, retention.old_jobs, self._remove_jobs
         )
+        files = await OldFiles(self._node).sweep()
         left = await self._sweep_files()
-        if logs or jobs or left:
-            _log.info("retention", logs=logs, jobs=jobs, left_over=left)
+        if logs or jobs or files or left:
+            _log.info("retention", logs=logs, jobs=jobs, files=files, left_over=left)
 
     async def _sweep(
         self,

@@ -64,6 +64,8 @@ class CoreSettings:
     """After so many days a log goes; 0: never."""
     retention_jobs_days: int = 30
     """So many days after its end a job goes; 0: never."""
+    retention_files_days: int = 7
+    """So many days after a job used it last an upload goes; 0: never."""
     snapshots_max: int = 4096
     """Ended jobs whose last status is kept in memory."""
     stop_wait_s: float = 25.0

@@ -5,8 +5,8 @@ out. What a VM is told is `launch`'s part, which VMs wait the pool's.
 """
 
 import dataclasses
-from collections.abc import Coroutine
-from contextlib import suppress
+from collections.abc import Coroutine, Sequence
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from errno import ENOSPC
 from typing import Any, Final, Protocol, TypeVar
@@ -17,6 +17,7 @@ from magsd.aio import finish
 from magsd.core import launch
 from magsd.core.launch import Shape
 from magsd.core.node import Node
+from magsd.core.placed_files import LocalFile
 from magsd.core.pool import WaitingVm
 from magsd.core.remains import handle_of
 from magsd.core.room import Room
@@ -30,6 +31,8 @@ from magsd.model.errors import JobCode, LaunchError
 from magsd.model.lifecycle import RunState
 from magsd.model.names import VmId, new_vm_id
 from magsd.model.records import RunSpec
+from magsd.model.uploads import StoredFile
+from magsd.storage.uploads import GoneError
 
 _LAUNCH: Final = Amount(vms=1)
 
@@ -78,6 +81,8 @@ class VmStart:
         self._has_room = start.has_room
         self._has_asked = start.has_asked
         self._claimed = start.vm
+        self._files: Sequence[LocalFile] | None = None
+        self._copies = AsyncExitStack()
         self._log = _log.bind(request_id=row.request_id)
 
     @property
@@ -102,6 +107,7 @@ class VmStart:
         claimed, self._claimed = self._claimed, None
         if claimed is not None:
             await finish(claimed.connection.aclose())
+        await self._drop_files()
 
     async def launch(self) -> ShimConnection | None:
         """Claim a VM that waits, or launch one and begin the script in it.
@@ -115,6 +121,8 @@ class VmStart:
         if not self._has_room:
             return None
         self._spec = spec = self._spec or await self._load_spec()
+        if spec.files and self._files is None and not await self._unless(self._bring_files(spec)):
+            return None
         node, engine = self._node, self._row.run.engine
         shape = launch.shape_of(engine, spec, node.images, node.settings)
         if self._changes.has_layers:
@@ -142,6 +150,7 @@ class VmStart:
         if connection is not None:
             took_s = self._node.clock.monotonic() - began
             self._node.metrics.claimed(self._row.run.engine, took_s)
+            await self._drop_files()
         return connection
 
     # --- parts ---------------------------------------------------------------
@@ -152,6 +161,28 @@ class VmStart:
             return None
         self._has_asked = True
         return self._node.pool.take(shape)
+
+    async def _bring_files(self, spec: RunSpec) -> bool:
+        """Have the uploads of the job on this machine, before a VM is claimed that would wait.
+
+        Raises `LaunchError` for one that is gone, `CapacityError` while the store is away.
+        """
+        account_id, store = self._row.job.account_id, self._node.files
+        async with AsyncExitStack() as undo:
+            found = []
+            for file in spec.files:
+                here = store.here(StoredFile(file, account_id, self._row.job.created_at))
+                try:
+                    path = await undo.enter_async_context(here)
+                except GoneError as error:
+                    raise LaunchError(error.message) from error
+                found.append(LocalFile(file.name, path, file.size_bytes))
+            self._files, self._copies = found, undo.pop_all()
+        return True
+
+    async def _drop_files(self) -> None:
+        self._files = None
+        await finish(self._copies.aclose())
 
     async def _with_layers(self, shape: Shape, spec: RunSpec) -> Shape:
         """Return the shape of a VM that begins from a workspace, whose layers lie here."""
@@ -193,6 +224,7 @@ class VmStart:
         if connection is not None:
             took_s = self._node.clock.monotonic() - began
             self._node.metrics.launched(self._row.run.engine, took_s)
+            await self._drop_files()
         return connection
 
     async def _launched(self, shape: Shape) -> ShimConnection:
@@ -208,14 +240,15 @@ class VmStart:
         if spec.ignored:
             node.run_log.append(run, _ignored(spec))
         plan = await launch.plan_of(vm, run.epoch, shape, node.images, node.settings)
-        return await launch.start(self._engine, plan, spec, node.clock)
+        return await launch.start(self._engine, plan, spec, node.clock, self._files or ())
 
     async def _begun(self, vm: WaitingVm) -> ShimConnection:
         spec = await self._taken_spec()
         if spec.ignored:
             with suppress(ShimError):  # `begin` finds out what is wrong.
                 await vm.connection.request("note", text=_ignored(spec))
-        await launch.begin(self._engine, vm.handle, vm.connection, spec, self._node.clock)
+        files = self._files or ()
+        await launch.begin(self._engine, vm.handle, vm.connection, spec, self._node.clock, files)
         return vm.connection
 
     async def _claim_waiting(self, vm: WaitingVm) -> None:

@@ -23,6 +23,7 @@ from magsd.model.amount import Amount
 from magsd.model.lifecycle import Goal, RunState, Status
 from magsd.model.names import AccountId, RequestId, Subdomain
 from magsd.model.records import Job, Run, RunSpec
+from magsd.model.uploads import UploadedFile
 
 _JOB_COLUMNS: Final = (
     job.c.request_id,
@@ -205,7 +206,11 @@ def _alive(account_id: AccountId) -> ColumnElement[bool]:
 def spec(tx: Connection, request_id: RequestId) -> RunSpec:
     """Return what a job's VM is to run and to have."""
     row = (tx.execute(select(job.c.spec, job.c.script).where(job.c.request_id == request_id))).one()
-    settings = {**row.spec, "ignored": tuple(row.spec["ignored"])}
+    settings = {
+        **row.spec,
+        "ignored": tuple(row.spec["ignored"]),
+        "files": tuple(UploadedFile(**file) for file in row.spec.get("files", ())),
+    }
     return RunSpec(script=row.script, **settings)
 
 

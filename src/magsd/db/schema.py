@@ -64,6 +64,7 @@ account = Table(
     Column("vcpus_max", Integer),
     Column("memory_mb_max", Integer),
     Column("disk_gb_max", Integer),
+    Column("files_mb_max", Integer),
 )
 
 token = Table(
@@ -135,6 +136,8 @@ run = Table(
     Index(None, "node", "state"),
     Index(None, "account_id", "state"),
     Index(None, "ended_at"),
+    # All that the usage of an account is made of, so that no row is read for it.
+    Index("ix_run_usage", "account_id", "ended_at", "started_at", "code"),
 )
 
 workspace = Table(
@@ -200,7 +203,12 @@ file = Table(
     Column("account_id", ForeignKey("account.account_id"), nullable=False, index=True),
     Column("name", String(255), nullable=False),
     Column("size_bytes", BigInteger, nullable=False),
+    Column("sha256", String(64), nullable=False),
     Column("created_at", Instant, nullable=False),
+    # When a job asked for it last.
+    Column("used_at", Instant, nullable=False, index=True),
+    # Whether the object store has it: false before that, and when it is about to be deleted.
+    Column("is_stored", Boolean, nullable=False),
 )
 
 cron = Table(

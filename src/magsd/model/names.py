@@ -29,6 +29,9 @@ WorkspaceId = NewType("WorkspaceId", str)
 """`wsp_` and 16 hex digits: a workspace whatever it is called; what clients call its id is its
 name."""
 
+FileId = NewType("FileId", str)
+"""`file_` and 32 hex digits: an upload."""
+
 Subdomain = NewType("Subdomain", str)
 """12 hex digits, stable for a job, not derived from its id."""
 
@@ -74,6 +77,11 @@ def new_workspace_id() -> WorkspaceId:
 def new_subdomain() -> Subdomain:
     """Return a fresh subdomain label."""
     return Subdomain(secrets.token_hex(6))
+
+
+def new_file_id() -> FileId:
+    """Return a fresh id of an upload."""
+    return FileId(f"file_{secrets.token_hex(16)}")
 
 
 def is_request_id(text: str) -> bool:

@@ -39,6 +39,8 @@ class Quota:
     vcpus_max: int | None = None
     memory_mb_max: int | None = None
     disk_gb_max: int | None = None
+    files_mb_max: int | None = None
+    """Of uploads that are kept; nothing to do with jobs."""
 
     def over(self, default: "Quota") -> "Quota":
         """Return this with `default` where it says nothing."""
@@ -47,6 +49,7 @@ class Quota:
             default.vcpus_max if self.vcpus_max is None else self.vcpus_max,
             default.memory_mb_max if self.memory_mb_max is None else self.memory_mb_max,
             default.disk_gb_max if self.disk_gb_max is None else self.disk_gb_max,
+            default.files_mb_max if self.files_mb_max is None else self.files_mb_max,
         )
 
     def check(self, used: Amount, need: Amount) -> None:
@@ -64,6 +67,14 @@ class Quota:
                     f"{name}: this account may have {most} {what} in its unfinished jobs, and "
                     f"with this one it would have {wanted}: wait until some of them have ended"
                 )
+
+    def check_files(self, kept_bytes: int, more_bytes: int) -> None:
+        """Raise `QuotaError` when an upload is too much beside those that are kept."""
+        if self.files_mb_max is not None and kept_bytes + more_bytes > self.files_mb_max << 20:
+            raise QuotaError(
+                f"files_mb_max: this account may keep {self.files_mb_max} MiB of uploads, and has "
+                f"{kept_bytes >> 20} MiB: wait until old ones are deleted, or ask the operator"
+            )
 
 
 def completed(spec: JobSpec, limits: Limits) -> RunSpec:

@@ -22,6 +22,7 @@ from magsd.model.names import (
     VmId,
     WorkspaceId,
 )
+from magsd.model.uploads import UploadedFile
 
 DEFAULT_ACCOUNT: Final = "default"
 """The account that the first token belongs to."""
@@ -92,6 +93,8 @@ class JobSpec:
     workspace_id: str | None = None
     base_workspace_id: str | None = None
     no_sync: bool = False
+    file_ids: tuple[str, ...] = ()
+    """Uploads that the script is to find."""
     ignored: tuple[str, ...] = ()
     """Names of request fields that nobody knows; told in the reply and in the system log."""
 
@@ -108,6 +111,7 @@ class RunSpec:
     memory_mb: int
     disk_gb: int
     ignored: tuple[str, ...] = ()
+    files: tuple[UploadedFile, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

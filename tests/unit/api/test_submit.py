@@ -33,6 +33,7 @@ def test_everything():
         workspace_id="mine",
         base_workspace_id="theirs",
         no_sync=True,
+        file_ids=["file_1"],
     )
     assert dataclasses.asdict(spec) == {
         "script": "echo hi",
@@ -47,6 +48,7 @@ def test_everything():
         "workspace_id": "mine",
         "base_workspace_id": "theirs",
         "no_sync": True,
+        "file_ids": ("file_1",),
         "ignored": (),
     }
 
@@ -74,7 +76,6 @@ def test_what_asks_for_nothing_is_accepted():
         ("persistent", True),
         ("no_sleep", True),
         ("startup_command", "true"),
-        ("file_ids", ["x"]),
         ("idle_timeout", 60),
         ("reset", True),
     ],

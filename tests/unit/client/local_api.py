@@ -85,7 +85,7 @@ class _Handler(BaseHTTPRequestHandler):
                 parts.path,
                 {key: values[-1] for key, values in parse_qs(parts.query).items()},
                 {key.lower(): value for key, value in self.headers.items()},
-                json.loads(body) if body and self.headers["Content-Type"] == JSON else body or None,
+                _decoded(body, self.headers.get("Content-Type", "")),
             )
         )
         if reply.before is not None:
@@ -116,6 +116,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *arguments):
         pass
+
+
+def _decoded(body, content_type):
+    return json.loads(body) if body and content_type == JSON else body or None
 
 
 class _Server(ThreadingHTTPServer):

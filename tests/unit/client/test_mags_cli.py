@@ -11,6 +11,7 @@ import pytest
 
 from mags import config
 from mags.cli import main as cli
+from mags.cli import usage
 from tests.unit.client.local_api import Reply, events, line
 
 JOB = "0b8a4b1e-6f1c-4f8e-9a39-0d5a0c3c4c11"
@@ -301,3 +302,87 @@ def test_help_does_not_load_the_http_library():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
 
     assert done.stdout.splitlines()[-1] == b"False"
+
+
+def test_run_uploads_files_first(job, run, tmp_path):
+    job.on("GET", f"{JOBS}/{JOB}/status", FINAL)
+    job.on("POST", "/api/v1/mags-files", Reply({"file_id": "1"}, 201), Reply({"file_id": "2"}, 201))
+    for name in ("a", "b"):
+        (tmp_path / name).touch()
+
+    assert run("run", "-f", str(tmp_path / "a"), "--file", str(tmp_path / "b"), "true")[0] == 0
+
+    assert [path for _, path in job.asked()][:3] == ["/api/v1/mags-files"] * 2 + [JOBS]
+    assert job.requests[2].body["file_ids"] == ["1", "2"]
+
+
+def test_run_with_a_file_that_is_not_there(api, run, tmp_path):
+    assert run("run", "-f", str(tmp_path / "nothing"), "true")[0] == 2
+    assert api.requests == []
+
+
+USED = {
+    "window_days": 30,
+    "total_jobs": 3,
+    "completed_jobs": 1,
+    "failed_jobs": 1,
+    "running_jobs": 1,
+    "vm_seconds": 3723.4,
+    "storage_bytes": 1536,
+    "by_day": [
+        {"date": "2026-01-29", "jobs": 2, "vm_seconds": 3661.2},
+        {"date": "2026-01-30", "jobs": 0, "vm_seconds": 0.0},
+        {"date": "2026-01-31", "jobs": 1, "vm_seconds": 62.2},
+    ],
+}
+
+
+def test_usage_for_people(api, run):
+    api.on("GET", f"{JOBS}/usage", USED)
+
+    assert run("usage", "--days", "30") == (
+        0,
+        (
+            "jobs       3\n"
+            "completed  1\n"
+            "failed     1\n"
+            "running    1\n"
+            "vm time    1h02m03s\n"
+            "storage    1.5 KiB\n"
+            "DATE        JOBS  VM TIME\n"
+            "2026-01-29  2     1h01m01s\n"
+            "2026-01-31  1     1m02s\n"
+        ),
+        "",
+    )
+    assert api.requests[0].query == {"window_days": "30"}
+
+
+def test_usage_for_programs(api, run):
+    api.on("GET", f"{JOBS}/usage", USED)
+
+    code, out, _ = run("usage", "--json")
+
+    assert (code, json.loads(out)) == (0, USED)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0, "0.0s"), (0.04, "0.0s"), (59.94, "59.9s"), (60, "1m00s"), (3599.6, "1h00m00s")],
+)
+def test_durations(seconds, shown):
+    assert usage.duration(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (5 << 40, "5.0 TiB"),
+        (5 << 50, "5120.0 TiB"),
+    ],
+)
+def test_sizes(count, shown):
+    assert usage.size(count) == shown

@@ -298,3 +298,38 @@ def test_without_a_token_there_is_no_client():
     with pytest.raises(MagsError, match="API token required") as caught:
         Mags()
     assert caught.value.code == "unauthorized"
+
+
+def test_files_are_uploaded_one_by_one(api, mags, tmp_path):
+    api.on("POST", "/api/v1/mags-files", Reply({"file_id": "1"}, 201), Reply({"file_id": "2"}, 201))
+    (tmp_path / "a.txt").write_bytes(b"content of a")
+    (tmp_path / "b").write_bytes(b"")
+
+    assert mags.upload_files([tmp_path / "a.txt", str(tmp_path / "b")]) == ["1", "2"]
+
+    first, second = api.requests
+    assert first.headers["content-type"].startswith("multipart/form-data; boundary=")
+    assert b'name="file"; filename="a.txt"' in first.body
+    assert b"\r\n\r\ncontent of a\r\n" in first.body
+    assert b'filename="b"' in second.body
+
+
+def test_a_file_that_cannot_be_read_or_is_refused(api, mags, tmp_path):
+    with pytest.raises(MagsError, match=r"cannot read .*nothing"):
+        mags.upload_file(tmp_path / "nothing")
+    assert api.requests == []
+    (tmp_path / "f").touch()
+    api.on("POST", "/api/v1/mags-files", Reply({"error": "too large"}, 413), Reply({}, 201))
+    with pytest.raises(MagsError, match="too large") as caught:
+        mags.upload_file(tmp_path / "f")
+    assert caught.value.status_code == 413
+    with pytest.raises(MagsError, match="did not say"):
+        mags.upload_file(tmp_path / "f")
+
+
+def test_usage(api, mags):
+    api.on("GET", "/api/v1/mags-jobs/usage", {"window_days": 7})
+
+    assert mags.usage(window_days=7) == {"window_days": 7}
+
+    assert api.requests[0].query == {"window_days": "7"}

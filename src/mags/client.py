@@ -255,7 +255,7 @@ class Mags(WorkspaceCalls):
         path = Path(file_path)
         try:
             with path.open("rb") as content:
-                reply = self._transport.upload("/mags-files", path.name, content)
+                reply = self._transport.upload_file("/mags-files", path.name, content)
         except OSError as error:
             raise MagsError(f"cannot read {path}: {error.strerror}") from error
         if not isinstance(reply, dict) or "file_id" not in reply:

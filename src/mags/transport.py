@@ -85,7 +85,7 @@ class Transport:
         _raise_for_status(response)
         return _decode(response)
 
-    def upload(self, path: str, name: str, content: IO[bytes]) -> Any:
+    def upload_file(self, path: str, name: str, content: IO[bytes]) -> Any:
         """Return the decoded reply to a form with one file, which is read as it is sent.
 
         Raises as `request`.

@@ -74,6 +74,7 @@ CASES = {
     ("POST", f"{BASE}/mags-gc"): Case(ACCOUNT),
     ("POST", f"{BASE}/tokens"): Case(ACCOUNT, {"name": "made"}),
     ("GET", f"{BASE}/tokens"): Case(ACCOUNT),
+    ("GET", f"{BASE}/tokens/{{token_id}}"): Case(OWNER),
     ("DELETE", f"{BASE}/tokens/{{token_id}}"): Case(OWNER),
     ("GET", f"{BASE}/whoami"): Case(ACCOUNT),
 }

@@ -38,6 +38,10 @@ class Caller:
         """The application."""
         return self.parts.service
 
+    def is_valid(self) -> bool:
+        """Say whether the token is good still, while a request goes on for long."""
+        return self.parts.service.access.is_valid(self.principal)
+
 
 def parts_of(request: Request) -> Parts:
     """Return the parts of the app that serves `request`."""

@@ -45,7 +45,10 @@ _LINKS: Final[Mapping[tuple[str, str], Mapping[str, tuple[str, str, str]]]] = {
         "logs": ("/mags-jobs/{ref}/logs", "get", "request_id"),
         "stop": ("/mags-jobs/{ref}/stop", "post", "request_id"),
     },
-    ("/tokens", "post"): {"delete": ("/tokens/{token_id}", "delete", "id")},
+    ("/tokens", "post"): {
+        "show": ("/tokens/{token_id}", "get", "id"),
+        "delete": ("/tokens/{token_id}", "delete", "id"),
+    },
 }
 """What a reply leads to, below the base path: path and method, and the field that names it."""
 

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from typing import Annotated, Any, Final
 
@@ -19,7 +19,7 @@ from magsd.api.jobs import Position, Ref, checked_ref
 from magsd.api.schemas import LogsReply
 from magsd.api.service import Logs
 from magsd.api.waits import StoppingError
-from magsd.model.errors import InvalidError, MagsError
+from magsd.model.errors import InvalidError, MagsError, UnauthorizedError
 from magsd.model.records import LogLine, LogSource
 
 router = APIRouter(tags=["jobs"])
@@ -68,7 +68,7 @@ async def logs(
     lines = caller.service.follow_logs(
         caller.principal, job.request_id, after=after or 0, source=source
     )
-    return EventStream(lines, caller.parts)
+    return EventStream(lines, caller.parts, caller.is_valid)
 
 
 def _position(last_event_id: str) -> int:
@@ -101,15 +101,22 @@ class EventStream(Response):
 
     media_type = EVENT_STREAM
 
-    def __init__(self, lines: AsyncIterator[Sequence[LogLine]], parts: Parts) -> None:
+    def __init__(
+        self,
+        lines: AsyncIterator[Sequence[LogLine]],
+        parts: Parts,
+        has_valid_token: Callable[[], bool],
+    ) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._lines = lines
         self._parts = parts
+        self._has_valid_token = has_valid_token
 
     @override
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send events until the job is over, the client has gone or the server stops.
+        """Send events until the job is over, the client has gone, its token has ended or the
+        server stops.
 
         In the last case the stream has no `end`: its client resumes it.
         """
@@ -129,10 +136,10 @@ class EventStream(Response):
     async def _write(self, send: Send) -> None:
         try:
             async for lines in self._lines:
+                self._check_token()
                 await _send(send, _rendered.of(lines))
-        except MagsError as error:  # The reply has begun: only the stream itself can tell.
-            why = {"error": error.message, "code": error.code}
-            await _send(send, b"event: error\ndata: %b\n\n" % _json(why))
+        except MagsError as error:
+            await _send_error(send, error)
             return
         finally:
             if isinstance(self._lines, AsyncGenerator):
@@ -142,7 +149,16 @@ class EventStream(Response):
     async def _beat(self, send: Send) -> None:
         while True:
             await self._parts.clock.sleep(self._parts.heartbeat_s)
+            try:
+                self._check_token()
+            except UnauthorizedError as error:
+                await _send_error(send, error)
+                return
             await _send(send, b":\n\n")
+
+    def _check_token(self) -> None:
+        if not self._has_valid_token():
+            raise UnauthorizedError("the token of this stream is not valid any more")
 
 
 class _Rendered:
@@ -171,6 +187,12 @@ def _event(line: LogLine) -> bytes:
 
 async def _send(send: Send, content: bytes) -> None:
     await send({"type": "http.response.body", "body": content, "more_body": True})
+
+
+async def _send_error(send: Send, error: MagsError) -> None:
+    # The reply has begun: only the stream itself can tell.
+    why = {"error": error.message, "code": error.code}
+    await _send(send, b"event: error\ndata: %b\n\n" % _json(why))
 
 
 async def gone(receive: Receive) -> None:

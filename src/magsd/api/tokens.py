@@ -8,9 +8,11 @@ from magsd.api import render
 from magsd.api.body import check, json_body, read_object
 from magsd.api.caller import Known
 from magsd.api.errors import json_response
-from magsd.api.schemas import Done, NewToken, TokenRequest, TokensReply, Whoami
+from magsd.api.schemas import Done, NewToken, TokenReply, TokenRequest, TokensReply, Whoami
 
 router = APIRouter(tags=["tokens"])
+
+TokenName = Annotated[str, Path(max_length=64, description="A token's `id`.")]
 
 
 @router.post(
@@ -42,9 +44,17 @@ async def list_tokens(caller: Known) -> Response:
     )
 
 
+@router.get("/tokens/{token_id}", summary="Show a token", responses={200: {"model": TokenReply}})
+async def get_token(caller: Known, token_id: TokenName) -> Response:
+    """Without its secret. `last_used_at` is written down once a minute, and when it is asked for."""
+    record = await caller.service.access.get_token(caller.principal, token_id)
+    return json_response(render.token(record))
+
+
 @router.delete("/tokens/{token_id}", summary="Delete a token", responses={200: {"model": Done}})
-async def delete_token(caller: Known, token_id: Annotated[str, Path(max_length=64)]) -> Response:
-    """It opens nothing from this moment on. Jobs that it submitted go on."""
+async def delete_token(caller: Known, token_id: TokenName) -> Response:
+    """It opens nothing from this moment on, and event streams that it opened end. Jobs that it
+    submitted go on. Only an admin token can delete an admin token."""
     await caller.service.access.delete_token(caller.principal, token_id)
     return json_response({"success": True, "message": "Token deleted"})
 

@@ -9,7 +9,6 @@ import hashlib
 import secrets
 from collections import OrderedDict
 from collections.abc import Collection
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
@@ -27,32 +26,32 @@ _NAME_MAX: Final = 128
 _SECRET_MIN: Final = 16
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
-    principal: Principal
-    expires_at: datetime | None
-
-
 class Access:
     """Authentication, and the administration of tokens."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
         self._clock = clock
-        self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._known: OrderedDict[str, Principal] = OrderedDict()
         self._removals = 0
+        self._removed: set[TokenId] = set()
         self._used_at: dict[TokenId, datetime] = {}
 
     async def authenticate(self, secret: str) -> Principal:
         """Return whom a token speaks for. Raises `UnauthorizedError`."""
         hashed = _sha256(secret)
         known = self._known.get(hashed) or await self._load(hashed)
-        now = self._clock.now()
-        if known is None or (known.expires_at is not None and known.expires_at <= now):
+        if known is None or not self.is_valid(known):
             self._known.pop(hashed, None)
             raise UnauthorizedError("the token is not valid: check it, or make another one")
-        self._used_at[known.principal.token_id] = now
-        return known.principal
+        self._used_at[known.token_id] = self._clock.now()
+        return known
+
+    def is_valid(self, principal: Principal) -> bool:
+        """Say whether the token of a request that goes on for long is good still."""
+        expires_at = principal.expires_at
+        is_over = expires_at is not None and expires_at <= self._clock.now()
+        return not is_over and principal.token_id not in self._removed
 
     async def create_token(
         self,
@@ -66,7 +65,8 @@ class Access:
         """Make a token and return it with its secret, which cannot be had again.
 
         Another `account` than the caller's own (made if it is new), and the
-        scope `admin`, are for callers who are admin themselves.
+        scope `admin`, are for callers who are admin themselves. No token makes
+        one that outlives it. Raises `InvalidError`.
         """
         wanted = _checked_scopes(scopes)
         if not principal.is_admin and (Scope.ADMIN in wanted or account is not None):
@@ -77,6 +77,12 @@ class Access:
         now = self._clock.now()
         if expires_at is not None and expires_at <= now:
             raise InvalidError("expires_at lies in the past")
+        last = principal.expires_at
+        if last is not None and (expires_at is None or expires_at > last):
+            raise InvalidError(
+                "expires_at: a token cannot make one that outlives it, and this one expires at "
+                f"{last.isoformat(timespec='seconds').replace('+00:00', 'Z')}"
+            )
         secret = _new_secret()
 
         def store(tx: Connection) -> TokenRecord:
@@ -93,23 +99,35 @@ class Access:
         await self.save_last_used()
         return await self._database.read(lambda tx: tokens.listed(tx, _reach(principal)))
 
-    async def delete_token(self, principal: Principal, token_id: str) -> None:
-        """End a token at once. Raises `NotFoundError` for one out of the caller's reach."""
+    async def get_token(self, principal: Principal, token_id: str) -> TokenRecord:
+        """Return a token. Raises `NotFoundError` for one out of the caller's reach."""
+        await self.save_last_used()
+        return await self._database.read(lambda tx: _within_reach(tx, principal, token_id))
 
+    async def delete_token(self, principal: Principal, token_id: str) -> None:
+        """End a token at once, also for what goes on that it began (`is_valid`).
+
+        Raises `NotFoundError` for one out of the caller's reach, `InvalidError`
+        for an admin's when the caller's is none.
+        """
         now = self._clock.now()
 
-        def remove(tx: Connection) -> None:
-            record = tokens.get(tx, token_id)
-            if record is None or _reach(principal) not in (None, record.account_id):
-                raise NotFoundError("there is no such token")
+        def remove(tx: Connection) -> TokenId:
+            record = _within_reach(tx, principal, token_id)
+            if Scope.ADMIN in record.scopes and not principal.is_admin:
+                raise InvalidError("only an admin token can delete an admin token")
             tokens.remove(tx, token_id)
             audit.add(tx, principal, "token_deleted", token_id, now)
+            return record.token_id
 
-        try:
-            await finish(self._database.write(remove))
-        finally:
-            self._removals += 1
-            self._known.clear()
+        async def removed() -> None:
+            try:
+                self._removed.add(await self._database.write(remove))
+            finally:
+                self._removals += 1
+                self._known.clear()
+
+        await finish(removed())
 
     async def first_token(self, configured: str | None) -> str | None:
         """Make the admin token of a new installation and return its secret.
@@ -151,13 +169,14 @@ class Access:
         except CapacityError:  # Next time will do.
             self._used_at = used_at | self._used_at
 
-    async def _load(self, hashed: str) -> _Known | None:
+    async def _load(self, hashed: str) -> Principal | None:
         removals = self._removals
         record = await self._database.read(lambda tx: tokens.by_secret(tx, hashed))
         if record is None:
             return None
-        principal = Principal(record.account_id, record.account, record.token_id, record.scopes)
-        known = _Known(principal, record.expires_at)
+        known = Principal(
+            record.account_id, record.account, record.token_id, record.scopes, record.expires_at
+        )
         # A token deleted while this read was under way must not come back by it.
         if removals == self._removals:
             self._known[hashed] = known
@@ -182,6 +201,13 @@ def _new_record(
     return TokenRecord(
         new_token_id(), owner.account_id, owner.name, name, scopes, now, expires_at, None
     )
+
+
+def _within_reach(tx: Connection, principal: Principal, token_id: str) -> TokenRecord:
+    record = tokens.get(tx, token_id)
+    if record is None or _reach(principal) not in (None, record.account_id):
+        raise NotFoundError("there is no such token")
+    return record
 
 
 def _reach(principal: Principal) -> AccountId | None:

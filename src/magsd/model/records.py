@@ -44,6 +44,8 @@ class Principal:
     """The account's name."""
     token_id: TokenId
     scopes: frozenset[Scope]
+    expires_at: datetime | None = None
+    """Of the token."""
 
     @property
     def is_admin(self) -> bool:

@@ -78,7 +78,7 @@ async def test_errors_of_the_framework_have_our_form(client, method, path, statu
 
 @pytest.mark.parametrize(
     ("path", "allowed"),
-    [("/healthz", "GET"), ("/api/v1/mags-jobs", "GET, POST"), ("/api/v2/tokens/x", "DELETE")],
+    [("/healthz", "GET"), ("/api/v1/mags-jobs", "GET, POST"), ("/api/v2/tokens/x", "GET, DELETE")],
 )
 async def test_all_methods_that_are_possible_are_named(anybody, path, allowed):
     """Those of one path are several routes to the framework."""

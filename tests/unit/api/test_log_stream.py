@@ -18,9 +18,9 @@ LINES = tuple(
 )
 
 
-async def sent(lines):
+async def sent(lines, *, has_valid_token=lambda: True, heartbeat_s=60):
     """Return what a stream of `lines` sends to a client that stays."""
-    parts = Parts(None, Waits(), SystemClock(), 60, Metrics())
+    parts = Parts(None, Waits(), SystemClock(), heartbeat_s, Metrics())
     bodies = []
 
     async def send(message):
@@ -29,7 +29,7 @@ async def sent(lines):
     async def receive():
         await asyncio.Event().wait()
 
-    await EventStream(lines, parts)({"type": "http"}, receive, send)
+    await EventStream(lines, parts, has_valid_token)({"type": "http"}, receive, send)
     return bodies
 
 
@@ -55,3 +55,20 @@ async def test_the_same_lines_are_rendered_once():
     assert len(set(events)) == 1
     assert events[0] is events[1] is events[2]
     assert events[3] is not events[0]
+
+
+async def test_nothing_is_sent_for_a_token_that_has_ended():
+    answers = iter([True, False])
+    bodies = await sent(of(LINES[:1], LINES[1:]), has_valid_token=lambda: next(answers))
+    assert b"".join(bodies).count(b"id: ") == 1
+    _, error = bodies[-2].decode().strip().split("data: ")
+    assert json.loads(error)["code"] == "unauthorized"
+
+
+async def test_a_silent_stream_of_such_a_token_ends_by_itself():
+    async def silence():
+        await asyncio.Event().wait()
+        yield ()
+
+    bodies = await sent(silence(), has_valid_token=lambda: False, heartbeat_s=0)
+    assert b"unauthorized" in bodies[-2]

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from magsd.core.access import Access
+from magsd.db import tokens
 from magsd.db.database import Database
 from magsd.model.errors import InvalidError, NotFoundError, UnauthorizedError
 from magsd.model.records import Scope
@@ -156,3 +157,61 @@ async def test_the_last_use_is_written_down(access, admin, clock):
     await access.authenticate(FIRST)
     (token,) = await access.list_tokens(admin)
     assert token.last_used_at == clock.now()
+
+
+async def test_a_token_cannot_make_one_that_outlives_it(access, admin, clock):
+    ends = clock.now() + timedelta(hours=1)
+    for scopes in (["jobs"], ["jobs", "admin"]):
+        _, secret = await access.create_token(admin, name="ci", scopes=scopes, expires_at=ends)
+        principal = await access.authenticate(secret)
+        for wanted in (None, ends + timedelta(microseconds=1)):
+            with pytest.raises(InvalidError, match=r"outlives it.*2026-01-31T01:00:00Z"):
+                await access.create_token(principal, name="heir", expires_at=wanted)
+        record, _ = await access.create_token(principal, name="heir", expires_at=ends)
+        assert record.expires_at == ends
+
+
+async def test_only_an_admin_ends_an_admins_token(access, admin):
+    _, secret = await access.create_token(admin, name="user")
+    user = await access.authenticate(secret)
+    with pytest.raises(InvalidError, match="admin"):
+        await access.delete_token(user, admin.token_id)
+    assert await access.authenticate(FIRST) == admin
+    await access.delete_token(user, user.token_id)
+    with pytest.raises(UnauthorizedError):
+        await access.authenticate(secret)
+
+
+async def test_whoever_goes_on_learns_that_a_token_has_ended(access, admin, clock):
+    made, secret = await access.create_token(
+        admin, name="ci", expires_at=clock.now() + timedelta(hours=1)
+    )
+    principal, (_, other) = (
+        await access.authenticate(secret),
+        await access.create_token(admin, name="other"),
+    )
+    going_on = await access.authenticate(other)
+    assert access.is_valid(principal)
+    await clock.sleep(3600)
+    assert not access.is_valid(principal)
+    assert access.is_valid(going_on)
+    await access.delete_token(admin, going_on.token_id)
+    assert not access.is_valid(going_on)
+    assert access.is_valid(admin)
+    assert made.token_id == principal.token_id
+
+
+async def test_when_a_token_was_used_is_written_down_later(access, admin, clock, database):
+    made, secret = await access.create_token(admin, name="ci", account="other")
+    assert (await access.get_token(admin, made.token_id)).last_used_at is None
+    await access.authenticate(secret)
+    await clock.sleep(5)
+    user = await access.authenticate(secret)
+    stored = await database.read(lambda tx: tokens.get(tx, made.token_id))
+    assert stored.last_used_at is None
+    shown = await access.get_token(user, made.token_id)
+    assert shown.last_used_at == clock.now()
+    assert shown == await database.read(lambda tx: tokens.get(tx, made.token_id))
+    for token_id in (admin.token_id, "tok_0", ""):
+        with pytest.raises(NotFoundError):
+            await access.get_token(user, token_id)

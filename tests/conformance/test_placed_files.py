@@ -69,8 +69,8 @@ async def test_a_vm_that_waited_has_them_too_and_uploads_is_no_part_of_its_disk(
 ) -> None:
     handle = await engine.launch(host.plan(waits=True))
     connection = await ShimConnection.open(handle.run_directory)
-    await launch.hold(connection, "mags-waiting", host.clock, engine.capabilities)
-    await launch.freeze(connection)
+    await launch.hold(connection, "mags-waiting", host.clock)
+    await launch.warm(connection, engine.capabilities)
     spec = completed(JobSpec(f"{LOOK}touch /uploads/mine; df /uploads | tail -1 >&2"), Limits())
     await launch.begin(engine, handle, connection, spec, host.clock, files)
     try:

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import os
 from datetime import UTC, datetime
 
 import pytest
@@ -10,15 +11,26 @@ from magsd.model.errors import CapacityError, TooLargeError
 from magsd.model.names import AccountId, new_file_id
 from magsd.model.uploads import StoredFile, UploadedFile
 from magsd.storage import uploads
-from magsd.storage.objects import DirectoryStore
+from magsd.storage.objects import ObjectStoreSettings, open_store
 from magsd.storage.uploads import GoneError, UploadStore
+from tests.integration.s3_server import BUCKET, s3_server
 
 CONTENT = bytes(range(256)) * 20_000
 
 
-@pytest.fixture
-async def objects(tmp_path):
-    objects = DirectoryStore(tmp_path / "objects")
+@pytest.fixture(scope="module")
+def server():
+    with s3_server() as running:
+        yield running
+
+
+@pytest.fixture(params=["directory", "bucket"])
+async def objects(request, tmp_path):
+    settings = ObjectStoreSettings((tmp_path / "objects").as_uri())
+    if request.param == "bucket":
+        aws = request.getfixturevalue("server").aws
+        settings = ObjectStoreSettings(f"s3://{BUCKET}/{os.urandom(4).hex()}", aws)
+    objects = open_store(settings)
     yield objects
     await objects.aclose()
 

@@ -17,6 +17,7 @@ import subprocess
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from magsd.engine.network import instance_of
@@ -224,6 +225,8 @@ def _files(directory: Path | None) -> Iterator[str]:
     """What lies in the folders that empty themselves; spare and blank disks are meant to stay."""
     for name in _DATA if directory else ():
         folder = directory / name
-        for path in folder.rglob("*") if folder.exists() else ():
+        # Unlike `rglob` it does not mind that a folder goes away meanwhile.
+        inside = os.walk(folder)
+        for path in (Path(place, each) for place, *names in inside for each in chain(*names)):
             if not {folder / "spare", folder / "blank"} & {path, path.parent}:
                 yield f"file {path.relative_to(directory)}"

@@ -145,3 +145,17 @@ def test_too_large_a_file_is_refused_before_it_ends(server: Server) -> None:
     assert b"100 MiB" in reply.read()
     connection.close()
     eventually(lambda: not list((server.data / "tmp").iterdir()), what="nothing is left of it")
+
+
+def test_a_daemon_that_is_killed_on_the_way_begins_again(own_server: Server) -> None:
+    content = _PIECE * 100
+    ids = [upload(own_server, "big", content)["file_id"]]
+    for _ in range(2):
+        job = own_server.submit(_LOOK.format(name="big"), file_ids=ids)
+        eventually(lambda: list((own_server.data / "tmp").iterdir()), what="the file is fetched")
+        own_server.kill()
+        own_server.start()
+        assert own_server.final(job, 120)["exit_code"] == 0, own_server.log_entries(job)
+        digest = hashlib.sha256(content).hexdigest()
+        assert own_server.stdout(job) == [digest, "same", "/root/big"]
+    assert not list((own_server.data / "tmp").iterdir())

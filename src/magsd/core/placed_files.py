@@ -17,7 +17,7 @@ from magsd.guest.shim import ShimConnection, ShimError
 from magsd.model.errors import LaunchError
 
 _FOLDER: Final = "/root"
-_PIECE_BYTES: Final = 1 << 20
+_PIECE_BYTES: Final = 256 << 10
 _LEAST_RATE: Final = 2_000_000
 """Bytes a second that a VM takes even on a host that is very busy."""
 

@@ -52,7 +52,7 @@ class Service:
         return [path for path in folder.rglob("*") if path.is_file()] if folder.exists() else []
 
     def lying(self):
-        return list((self.node.settings.data_directory / "tmp").iterdir())
+        return list((self.node.settings.data_directory / "tmp").glob("*"))
 
 
 @pytest.fixture

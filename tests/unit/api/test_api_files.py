@@ -31,7 +31,7 @@ async def printed(client, admin, reply):
 
 
 def in_tmp(application):
-    return list((application.settings.data_directory / "tmp").iterdir())
+    return list((application.settings.data_directory / "tmp").glob("*"))
 
 
 async def test_a_file_comes_to_a_script(client, admin, application):

@@ -20,7 +20,9 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+from magsd.engine.disk_pool import IMAGE
 from magsd.engine.network import instance_of
+from tests import pooled
 
 PATIENCE_S = 10.0
 LOOK_S = 0.05
@@ -205,13 +207,15 @@ def _cgroups(directory: Path | None) -> Iterator[str]:
 
 
 def _loop_devices(directory: Path | None) -> Iterator[str]:
-    """Those in use; one has a backing file only then. Layers stay mounted while a daemon lives."""
+    """Those in use; one has a backing file only then. Layers and pool stay while a daemon lives."""
     for path in Path("/sys/block").glob("loop*/loop/backing_file"):
         with contextlib.suppress(OSError):
             file = path.read_text().strip()
-            is_layer = file.removesuffix(" (deleted)").endswith(".sqfs")
-            if directory is None or (file.startswith(str(directory)) and not is_layer):
+            stays = file.removesuffix(" (deleted)").endswith((".sqfs", f"/{IMAGE}"))
+            if directory is None or (file.startswith(str(directory)) and not stays):
                 yield f"loop device {path.parts[3]} {file}"
+    for name in pooled.inner_loop_devices(directory) if directory else ():
+        yield f"loop device {name} in the pool"
 
 
 def _sockets(directory: Path | None) -> Iterator[str]:
@@ -230,3 +234,5 @@ def _files(directory: Path | None) -> Iterator[str]:
         for path in (Path(place, each) for place, *names in inside for each in chain(*names)):
             if not {folder / "spare", folder / "blank"} & {path, path.parent}:
                 yield f"file {path.relative_to(directory)}"
+    for name in pooled.names(directory) if directory else ():
+        yield f"file {name} in the pool"

@@ -20,6 +20,7 @@ PACKAGE_OF_PROGRAM = {
     "mmdebstrap": "mmdebstrap",
     "nft": "nftables",
     "mkfs.ext4": "e2fsprogs",
+    "mkfs.xfs": "xfsprogs",
     "ip": "iproute2",
     "ps": "procps",
     "ssh": "openssh-client",

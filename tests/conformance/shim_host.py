@@ -19,6 +19,7 @@ from magsd.engine.cgroup import CgroupTree
 from magsd.engine.network import Network, NetworkSettings, instance_of
 from magsd.engine.shim_engine import ShimEngine
 from magsd.engine.vm_host import VmHost, VmHostSettings
+from magsd.model.names import VmId
 from magsd.storage.images import Image
 from tests.conformance.host import Host
 from tests.conformance.roots import ROOTS
@@ -46,6 +47,7 @@ class ShimHost(Host):
         self.settings = VmHostSettings(data, instance_of(data), spare_disks=1)
         self.errors: list[str] = []
         self._network: Network | None = None
+        self._vm_host: VmHost | None = None
         self._undo = AsyncExitStack()
 
     @abstractmethod
@@ -56,6 +58,11 @@ class ShimHost(Host):
     def network(self) -> Network:
         assert self._network is not None
         return self._network
+
+    def disk(self, vm: VmId) -> Path:
+        """Where the newest daemon here has a VM's disk, if it has one."""
+        assert self._vm_host is not None
+        return self._vm_host.disks.path(vm)
 
     @override
     async def open(self, **settings: Any) -> None:
@@ -76,7 +83,7 @@ class ShimHost(Host):
         common = {field.name for field in fields(VmHostSettings)} & settings.keys()
         wanted = replace(self.settings, **{name: settings.pop(name) for name in common})
         async with AsyncExitStack() as stack:
-            vm_host = VmHost(wanted, self.network, self.clock)
+            vm_host = self._vm_host = VmHost(wanted, self.network, self.clock)
             stack.push_async_callback(vm_host.aclose)
             engine = self.make(vm_host, **settings)
             stack.push_async_callback(engine.aclose)
@@ -104,7 +111,7 @@ class ShimHost(Host):
             case "run directory":
                 return run.exists()
             case "disk":
-                return (self.data / "disks" / f"{plan.vm}.ext4").exists()
+                return self.disk(plan.vm).exists()
             case "journal":
                 return (run / "journal.head").exists()
             case "shim":

@@ -11,6 +11,7 @@ from magsd.engine.base import EndReason
 from magsd.engine.cgroup import CgroupTree
 from magsd.engine.gvisor import GvisorEngine
 from magsd.model.errors import LaunchError
+from magsd.model.names import VmId
 from tests.conformance.gvisor_host import GvisorHost
 from tests.conformance.vm import connected, printed, record_of, shell, within
 
@@ -176,7 +177,7 @@ async def test_a_vm_that_ended_meanwhile_is_not_adopted(host: GvisorHost) -> Non
 
 
 async def test_a_sweep_finds_a_disk_alone(host: GvisorHost, engine: GvisorEngine) -> None:
-    (host.data / "disks" / "0badcafe.ext4").touch()
+    host.disk(VmId("0badcafe")).touch()
     assert await engine.sweep(frozenset()) == ["VM 0badcafe: disk"]
 
 

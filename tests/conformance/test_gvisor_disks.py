@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from magsd.aio import Tasks
+from magsd.engine.disk_pool import PoolSettings
 from magsd.engine.disks import Disks
 from magsd.engine.layers import Layers
 from magsd.model.errors import JobCode, LaunchError
@@ -112,8 +113,9 @@ def errors() -> list[str]:
 @contextlib.asynccontextmanager
 async def opened(directory: Path, errors: list[str], **settings: int):
     tasks = Tasks(lambda name, error: errors.append(f"{name}: {error!r}"))
-    disks = Disks(directory, tasks=tasks, **{"spare_gb": 2, "spare_count": 2, **settings})
-    disks.prepare()
+    wanted = {"spare_gb": 2, "spare_count": 2, **settings}
+    disks = Disks(directory, tasks=tasks, pool=PoolSettings("off"), **wanted)
+    await disks.prepare()
     try:
         yield disks
     finally:

@@ -194,7 +194,7 @@ async def test_the_emulator_is_confined(host: QemuHost, engine: QemuEngine) -> N
 
 async def test_the_disk_ends_where_it_is_to(host: QemuHost, engine: QemuEngine) -> None:
     handle = await engine.launch(host.plan())
-    disk = host.data / "disks" / f"{handle.vm}.ext4"
+    disk = host.disk(handle.vm)
     script = (
         "dd if=/dev/zero of=/dev/vdb bs=1M count=1 seek=3000 2>&1; blockdev --getsize64 /dev/vdb"
     )

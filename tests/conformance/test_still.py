@@ -8,6 +8,7 @@ import pytest
 from magsd.engine.base import Engine, Handle
 from magsd.model.errors import LaunchError
 from tests.conformance.host import Host
+from tests.conformance.shim_host import ShimHost
 from tests.conformance.test_engine import LEFT_AFTER_STOP
 from tests.conformance.tree import Entry, Tree, read
 from tests.conformance.vm import begin, connected, printed, within
@@ -226,7 +227,8 @@ class TestRealFiles:
         """Nothing of what an image holds leads the host elsewhere."""
         handle = await engine.launch(host.plan())
         await engine.stop(handle, keep_changes=True)
-        image = host.data / "disks" / f"{handle.vm}.ext4"
+        assert isinstance(host, ShimHost)
+        image = host.disk(handle.vm)
         for content in ("link", "nothing", "garbage"):
             await make_image(image, content)
             with pytest.raises(LaunchError):

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests import census
+from tests import census, pooled
 from tests.e2e.pool_census import at_rest, full_census, vms, waiting_vms, wanted_vms
 from tests.e2e.server import Server, eventually, serving
 
@@ -226,9 +226,10 @@ def test_what_is_frozen_and_has_no_shim_goes_with_the_next_start(own_server: Ser
     own_server.start()
     eventually(lambda: not any(_processes(own_server, vm) for vm in waiting), 10)
     assert not _full(own_server) & waiting
+    disks = pooled.names(own_server.data)
     for vm in waiting:
         assert not (own_server.data / "run" / vm).exists()
-        assert not (own_server.data / "disks" / f"{vm}.ext4").exists()
+        assert f"{vm}.ext4" not in disks
     assert own_server.run("echo fine")["stdout"] == ["fine"]
 
 

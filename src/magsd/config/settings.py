@@ -18,6 +18,7 @@ from typing_extensions import override
 from magsd.config.values import Bind, allowances, bind
 from magsd.core import machine
 from magsd.core.settings import CoreSettings
+from magsd.engine.disk_pool import PoolSettings
 from magsd.engine.network import NetworkSettings, instance_of
 from magsd.engine.network.layout import Layout
 from magsd.engine.vm_host import VmHostSettings
@@ -139,6 +140,19 @@ class Settings(BaseSettings):
     )
     disk_free_min_gb: float = Field(
         1.0, ge=0, description="With less than that free no job is taken on (503)."
+    )
+    disk_pool: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Whether VMs' disks lie in one file `disks.img` of `data_dir` with a filesystem "
+        "that copies by reference. `auto`: where that of `data_dir` does not; `on`: always, or no "
+        "sandboxes; `off`: never, and scripts stand still while their disk is copied for a "
+        "workspace.",
+    )
+    disk_pool_gb: int | None = Field(
+        None,
+        ge=1,
+        description="GiB that there is room for in that file, which takes only what is in it. It "
+        "grows to this, and never becomes less. Default: nine tenths of what the host has free.",
     )
     queue_max: int = Field(
         10_000, ge=0, description="How many jobs may wait for room; one more is refused (503)."
@@ -326,4 +340,5 @@ class Settings(BaseSettings):
             instance=instance_of(self.data_dir),
             vm_uid_base=self.vm_uid_base,
             spare_disk_gb=self.default_disk_gb,
+            disk_pool=PoolSettings(self.disk_pool, self.disk_pool_gb),
         )

@@ -79,6 +79,7 @@ async def _before(settings: Settings, clock: Clock) -> AsyncGenerator[Check, Non
         yield await control_groups(clock)
         yield await storage.loop_devices()
     yield storage.space(settings.data_dir)
+    yield storage.disks(settings)
     yield storage.permissions(settings)
     image, built_at = await storage.image(settings, now)
     yield image

@@ -24,7 +24,7 @@ from typing import Final
 from pyroute2 import IPRoute
 
 from magsd.doctor.living import Living, living, processes
-from magsd.engine import mounts
+from magsd.engine import disk_pool, mounts
 from magsd.engine.cgroup import find_controllers
 from magsd.engine.network import instance_of, nft, rules
 from magsd.engine.network.forwarding import Forwarding
@@ -261,6 +261,8 @@ def _directory_of(file: Path) -> Path | None:
     """Return the data directory whose disk or layer this file is; None: no file of ours."""
     is_disk = file.parent.name == "disks" and file.suffix == ".ext4" and is_vm_id(file.stem)
     is_layer = file.parent.name == "layers" and re.fullmatch(r"[0-9a-f]{64}\.sqfs", file.name)
+    if file.name == disk_pool.IMAGE and (file.parent / "disks").is_dir():
+        return file.parent
     return file.parent.parent if is_disk or is_layer else None
 
 
@@ -284,10 +286,27 @@ def _mounts(data_dir: Path) -> Iterator[Leftover]:
 
 def _disks(data_dir: Path) -> Iterator[Leftover]:
     """Yield disks of VMs that have no folder: not even their end is still to be recorded."""
-    for disk in sorted((data_dir / "disks").glob("*.ext4")):
-        if is_vm_id(disk.stem) and not (data_dir / "run" / disk.stem).exists():
-            instance = instance_of(data_dir)
-            yield Leftover("disk", str(disk), f"rm {disk}", instance, disk.unlink)
+    instance = instance_of(data_dir)
+    for disk in _unneeded(data_dir / "disks", data_dir):
+        yield Leftover("disk", str(disk), f"rm {disk}", instance, disk.unlink)
+    pool = data_dir / disk_pool.IMAGE
+    names: list[str] = []
+    # One that cannot be mounted is told by another check.
+    with contextlib.suppress(OSError), disk_pool.shown(pool) as root:
+        names = [disk.name for disk in _unneeded(root, data_dir)]
+    for name in names:
+        remove, text = partial(_remove_pooled, pool, name), f"{name} in {pool}"
+        yield Leftover("disk", text, "magsd doctor --clean", instance, remove)
+
+
+def _unneeded(folder: Path, data_dir: Path) -> list[Path]:
+    disks = [disk for disk in folder.glob("*.ext4") if is_vm_id(disk.stem)]
+    return sorted(disk for disk in disks if not (data_dir / "run" / disk.stem).exists())
+
+
+def _remove_pooled(pool: Path, name: str) -> None:
+    with disk_pool.shown(pool) as root:
+        (root / name).unlink()
 
 
 def _folders() -> Iterator[Leftover]:

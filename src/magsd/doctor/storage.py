@@ -1,7 +1,5 @@
 """Where data lies: room, filesystem, permissions, the image, and real loop devices."""
 
-import errno
-import fcntl
 import os
 import shutil
 import stat
@@ -14,6 +12,8 @@ from typing import Final
 from magsd.config import DEFAULT_FILE, FILE_VARIABLE, Settings
 from magsd.doctor.check import Check, Verdict
 from magsd.engine import process
+from magsd.engine.disk_files import has_reflinks
+from magsd.engine.disk_pool import IMAGE, PROGRAM, shown
 from magsd.engine.layers import Layers
 from magsd.model.errors import MagsError
 from magsd.storage.images import ImageStore
@@ -21,7 +21,6 @@ from magsd.storage.images import ImageStore
 _SPACE_LEAST_GB: Final = 2
 _SPACE_GOOD_GB: Final = 10
 _FILES_GOOD: Final = 20_000
-_FICLONE: Final = 0x40049409
 _IMAGE_OLD_DAYS: Final = 120
 _SQUASH_S: Final = 10.0
 
@@ -33,7 +32,7 @@ def space(data_dir: Path) -> Check:
     files = os.statvfs(there).f_favail
     mountinfo = Path("/proc/self/mountinfo").read_text(encoding="utf-8")
     kind = filesystem(mountinfo, there.resolve())
-    seen = f"{data_dir}, {free_gb:.0f} GB free, {kind}{_reflinks(data_dir / 'disks')}"
+    seen = f"{data_dir}, {free_gb:.0f} GB free, {kind}"
     if free_gb < _SPACE_LEAST_GB:
         return Check("data", Verdict.FAIL, seen, "free some space, or set MAGSD_DATA_DIR")
     if free_gb < _SPACE_GOOD_GB:
@@ -61,18 +60,44 @@ def filesystem(mountinfo: str, path: Path) -> str:
     return kind
 
 
-def _reflinks(disks: Path) -> str:
-    """Say whether a copy there shares its blocks; nothing when there is no such folder yet."""
-    if not disks.is_dir() or not os.access(disks, os.W_OK):
-        return ""
-    with tempfile.TemporaryFile(dir=disks) as one, tempfile.TemporaryFile(dir=disks) as other:
-        one.write(b"\0" * 4096)
-        one.flush()
-        try:
-            fcntl.ioctl(other.fileno(), _FICLONE, one.fileno())
-        except OSError as error:
-            return "" if error.errno == errno.ENOSPC else " without reflinks"
-    return " with reflinks"
+def disks(settings: Settings) -> Check:
+    """Look in which of three ways a VM's disk is copied: by the host's reflinks, in a pool, whole."""
+    image, folder = settings.data_dir / IMAGE, settings.data_dir / "disks"
+    if not os.access(folder, os.W_OK):
+        return Check("disks", Verdict.OK, "not to be seen before magsd's first start, and by root")
+    if image.exists():
+        return _pool(image, settings.disk_pool)
+    if has_reflinks(folder):
+        return Check("disks", Verdict.OK, "copied by reference, by the host's own filesystem")
+    if settings.disk_pool == "off":
+        seen = "copied whole, without a pool, as is set: scripts are held up while that is done"
+        return Check("disks", Verdict.OK, seen)
+    if shutil.which(PROGRAM) is None:
+        step = "install the package xfsprogs, then restart magsd: it makes a pool"
+        return Check("disks", Verdict.WARN, "copied whole: there is no pool", step)
+    step = "restart magsd; if it makes none its log says why"
+    return Check("disks", Verdict.WARN, "copied whole: there is no pool yet", step)
+
+
+def _pool(image: Path, mode: str) -> Check:
+    try:
+        with shown(image) as root:
+            found = os.statvfs(root)
+    except OSError as error:
+        step = f"run `modprobe xfs`, else `xfs_repair {image}`; to give up all that sandboxes "
+        step += f"changed and that is not stored yet, delete it: `rm {image}`"
+        return Check("disks", Verdict.FAIL, f"the pool {image} cannot be mounted: {error}", step)
+    used_gb = (found.f_blocks - found.f_bfree) * found.f_frsize / 1e9
+    free_gb = found.f_bavail * found.f_frsize / 1e9
+    held_gb = image.stat().st_blocks * 512 / 1e9
+    seen = f"in the pool {image}, copied by reference: {used_gb:.1f} GB used, {free_gb:.1f} GB "
+    seen += f"free, {held_gb:.1f} GB of the host's disk taken"
+    if mode == "off":
+        seen += "; older ones only, as is set: it goes when they have"
+        return Check("disks", Verdict.OK, seen)
+    if free_gb < _SPACE_LEAST_GB:
+        return Check("disks", Verdict.WARN, seen, "raise MAGSD_DISK_POOL_GB, and restart magsd")
+    return Check("disks", Verdict.OK, seen)
 
 
 def permissions(settings: Settings) -> Check:
@@ -100,7 +125,7 @@ def _open_folders(data_dir: Path) -> Iterator[tuple[str, str]]:
 def _open_files(data_dir: Path) -> Iterator[tuple[str, str]]:
     named = os.environ.get(FILE_VARIABLE)
     secret = [Path(named) if named else DEFAULT_FILE]
-    secret += [data_dir / name for name in ("mags.db", "run", "logs", "disks", "tmp")]
+    secret += [data_dir / name for name in ("mags.db", "run", "logs", "disks", IMAGE, "tmp")]
     for path in secret:
         if path.exists() and path.stat().st_mode & 0o077:
             yield f"others can read {path}", f"chmod go= {path}"

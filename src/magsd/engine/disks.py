@@ -1,9 +1,10 @@
 """The writable disks of VMs: one sparse ext4 image each, in `disks/` of the data directory.
 
-Owns making them and deleting them. `mkfs` runs once for a size, into
-`disks/blank/`; the others are copies of that, 2 ms each: starting a process
-forks the daemon, and while a large one is copied its event loop stands still.
-Those of the usual size are copied ahead of need, into `disks/spare/`.
+Where copies of files do not share their blocks there, they lie in a disk pool
+instead, see `disk_pool`. Owns making them and deleting them. `mkfs` runs once
+for a size, into `blank/`; the others are copies of that, 2 ms each: starting a
+process forks the daemon, and while a large one is copied its event loop stands
+still. Those of the usual size are copied ahead of need, into `spare/`.
 Attaching one is the shim's part. Everything here is made by the host: no image that a guest
 kernel wrote is ever mounted from here.
 """
@@ -15,14 +16,16 @@ import fcntl
 import itertools
 import os
 import secrets
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import structlog
 
 from magsd.aio import SingleFlight, Tasks, finish
-from magsd.engine import process
+from magsd.engine import disk_files, process
+from magsd.engine.disk_files import UNFINISHED
+from magsd.engine.disk_pool import DiskPool, PoolSettings
 from magsd.engine.process import ProcessError
 from magsd.model.errors import JobCode, LaunchError
 from magsd.model.names import VmId
@@ -31,53 +34,142 @@ _SUFFIX: Final = ".ext4"
 _MKFS: Final = ("mkfs.ext4", "-q", "-F", "-m", "0", "-b", "4096")
 _MKFS_LAZY: Final = ("-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard")
 _MKFS_S: Final = 60.0
-_UNFINISHED: Final = ".new-"
-_FICLONE: Final = 0x40049409
-_NO_REFLINKS: Final = {errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL}
 _log = structlog.get_logger()
 
 
-class Disks:
-    """The images of one data directory. One owner: spare ones are counted here only."""
+@dataclass(frozen=True)
+class _Folder:
+    """A place of disks: that of all new ones, or that of those from before a change."""
 
-    def __init__(self, directory: Path, *, spare_gb: int, spare_count: int, tasks: Tasks) -> None:
+    path: Path
+    has_reflinks: bool
+
+    @property
+    def spare(self) -> Path:
+        """Where those that are made ahead lie."""
+        return self.path / "spare"
+
+    @property
+    def blank(self) -> Path:
+        """Where those lie that others are copied from."""
+        return self.path / "blank"
+
+    def disk(self, vm: VmId) -> Path:
+        """Return where a VM's image lies, if it is here."""
+        return self.path / f"{vm}{_SUFFIX}"
+
+    def disks(self) -> list[Path]:
+        """Return the images of VMs."""
+        return list(self.path.glob(f"*{_SUFFIX}"))
+
+    def prepare(self) -> None:
+        """Make the folders, and drop what was left unfinished. Raises `OSError`."""
+        for folder in (self.spare, self.blank):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.path.chmod(0o700)
+        for folder in (self.path, self.spare, self.blank):
+            for left_over in folder.glob(f"{UNFINISHED}*"):
+                left_over.unlink(missing_ok=True)
+        # Made anew by each daemon: whatever happened to one is not handed on.
+        for blank in self.blank.glob(f"*{_SUFFIX}"):
+            blank.unlink(missing_ok=True)
+
+
+class Disks:
+    """The images of one data directory. One owner: spare ones are counted here only.
+
+    `prepare` comes first; `close` leaves living VMs what they have open.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        spare_gb: int,
+        spare_count: int,
+        tasks: Tasks,
+        pool: PoolSettings | None = None,
+    ) -> None:
+        self._pool_settings = pool or PoolSettings()
+        self._pool = DiskPool(directory.parent, self._pool_settings.size_gb)
         self._directory = directory
-        self._spare = directory / "spare"
-        self._blank = directory / "blank"
+        self._main = _Folder(directory, has_reflinks=False)
+        self._other: _Folder | None = None
+        self._is_pooled = False
         self._blanks = SingleFlight()
         self._spare_gb = spare_gb
         self._spare_count = spare_count
         self._tasks = tasks
         self._refill: asyncio.Task[None] | None = None
         self._numbers = itertools.count()
-        self.has_reflinks = False
-        """Copies take no time, whatever the size: known when it is prepared."""
 
-    def prepare(self) -> None:
-        """Make the folders, drop what was left unfinished, begin to make spare images."""
-        for folder in (self._spare, self._blank):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._directory.chmod(0o700)
-        self.has_reflinks = _has_reflinks(self._directory)
-        for folder in (self._directory, self._spare, self._blank):
-            for left_over in folder.glob(f"{_UNFINISHED}*"):
-                left_over.unlink(missing_ok=True)
-        # Made anew by each daemon: whatever happened to one is not handed on.
-        for blank in self._blank.glob(f"*{_SUFFIX}"):
-            blank.unlink(missing_ok=True)
-        for spare in self._spares():
-            # Another default size may have held when it was made.
-            if spare.stat().st_size != self._spare_gb << 30:
-                spare.unlink(missing_ok=True)
+    async def prepare(self) -> None:
+        """Find out where disks lie, drop what was left unfinished, begin to make spare images.
+
+        Raises `LaunchError`, `OSError`.
+        """
+        own = _Folder(self._directory, has_reflinks=False)
+        own.prepare()
+        own = _Folder(self._directory, disk_files.has_reflinks(self._directory))
+        self._main, self._other = await self._folders(own)
+        if self._other is not None:
+            self._drop_spares(self._other, keep_gb=None)
+            if not self._other.disks():
+                self._other = None
+        self._drop_spares(self._main, keep_gb=self._spare_gb)
         self.refill()
+
+    async def _folders(self, own: _Folder) -> tuple[_Folder, _Folder | None]:
+        """Return where new disks are to be, and where older ones may be."""
+        mode = self._pool_settings.mode
+        is_wanted = mode == "on" or (mode == "auto" and not own.has_reflinks)
+        if self._pool.exists():
+            pool = _Folder(await self._pool.open(), has_reflinks=True)
+        elif not is_wanted:
+            return own, None
+        else:
+            try:
+                pool = _Folder(await self._pool.make(own.path), has_reflinks=True)
+            except LaunchError as error:
+                if mode == "on":
+                    raise
+                _log.warning("no_disk_pool", error=error.message, detail=error.detail)
+                return own, None
+        if is_wanted:
+            pool.prepare()
+            self._is_pooled = True
+            return pool, own
+        if pool.disks():
+            return own, pool
+        self._pool.remove()
+        return own, None
+
+    def _drop_spares(self, folder: _Folder, *, keep_gb: int | None) -> None:
+        for spare in folder.spare.glob(f"*{_SUFFIX}"):
+            # Another default size may have held when it was made.
+            if keep_gb is None or spare.stat().st_size != keep_gb << 30:
+                spare.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let go of the disk pool. Idempotent."""
+        self._pool.close()
 
     def path(self, vm: VmId) -> Path:
         """Return where a VM's image lies, whether it is there or not."""
-        return self._directory / f"{vm}{_SUFFIX}"
+        return self._folder_of(vm).disk(vm)
+
+    def has_reflinks(self, vm: VmId) -> bool:
+        """Say whether a copy of this VM's image takes no time, whatever the size."""
+        return self._folder_of(vm).has_reflinks
+
+    def _folder_of(self, vm: VmId) -> _Folder:
+        other = self._other
+        return self._main if other is None or not other.disk(vm).exists() else other
 
     async def create(self, vm: VmId, size_gb: int) -> Path:
         """Give a VM an empty image. Raises `LaunchError`; nothing is left then."""
-        target = self.path(vm)
+        self._require_room()
+        target = self._main.disk(vm)
         if size_gb == self._spare_gb and self._take_spare(target):
             return target
         await self._make(target, size_gb)
@@ -85,15 +177,23 @@ class Disks:
 
     async def create_copy(self, vm: VmId, image: int) -> Path:
         """Give a VM a copy of an image that is open. Raises `LaunchError`; nothing is left then."""
-        target = self.path(vm)
+        self._require_room()
+        target = self._main.disk(vm)
         try:
-            await finish(asyncio.to_thread(_copy, image, target))
+            await finish(asyncio.to_thread(disk_files.copy, image, target))
         except OSError as error:
             raise _failure(error) from error
         except asyncio.CancelledError:
             target.unlink(missing_ok=True)
             raise
         return target
+
+    def _require_room(self) -> None:
+        if self._is_pooled:
+            try:
+                self._pool.require_room()
+            except OSError as error:
+                raise _failure(error) from error
 
     def open(self, vm: VmId) -> int:
         """Return a descriptor of a VM's image, for nobody else to open like this meanwhile.
@@ -111,35 +211,42 @@ class Disks:
             raise LaunchError("what this VM has changed is being read already") from None
         return image
 
-    def copy_unnamed(self, image: int) -> int:
-        """Return a descriptor of a copy of an image; with it the copy goes. Blocks.
+    def copy_unnamed(self, vm: VmId, image: int) -> int:
+        """Return a descriptor of a copy of a VM's image; with it the copy goes. Blocks.
 
         Raises `OSError`.
         """
-        copy = os.open(self._directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        try:
-            _copy_into(image, copy)
-        except BaseException:
-            os.close(copy)
-            raise
+        return disk_files.unnamed_copy(image, self._folder_of(vm).path)
+
+    def brought_near(self, image: int) -> int:
+        """Return a descriptor of an image where copies of it are as quick as can be. Blocks.
+
+        That is `image` itself, or a copy, for which it is closed. Raises `OSError`.
+        """
+        if os.fstat(image).st_dev == self._main.path.stat().st_dev:
+            return image
+        copy = disk_files.unnamed_copy(image, self._main.path)
+        os.close(image)
         return copy
 
     async def delete(self, vm: VmId) -> None:
         """Delete a VM's image, in a thread: it may be large. Idempotent."""
         # Named as unfinished first: what a crash leaves of it is dropped at the next start.
-        doomed = self._directory / f"{_UNFINISHED}{secrets.token_hex(8)}"
+        folder = self._folder_of(vm)
+        doomed = disk_files.unfinished_name(folder.path)
         try:
-            self.path(vm).rename(doomed)
+            folder.disk(vm).rename(doomed)
         except FileNotFoundError:
             return
         await finish(asyncio.to_thread(doomed.unlink, missing_ok=True))
 
     def names(self) -> list[VmId]:
         """Return the VMs that have an image."""
-        return [VmId(path.stem) for path in self._directory.glob(f"*{_SUFFIX}")]
+        folders = [self._main, *([] if self._other is None else [self._other])]
+        return [VmId(path.stem) for folder in folders for path in folder.disks()]
 
     def _spares(self) -> list[Path]:
-        return sorted(self._spare.glob(f"*{_SUFFIX}"))
+        return sorted(self._main.spare.glob(f"*{_SUFFIX}"))
 
     def _take_spare(self, target: Path) -> bool:
         for spare in self._spares():
@@ -156,7 +263,8 @@ class Disks:
     async def _make_spares(self) -> None:
         try:
             while len(self._spares()) < self._spare_count:
-                target = self._spare / f"{next(self._numbers)}-{secrets.token_hex(4)}{_SUFFIX}"
+                self._require_room()
+                target = self._main.spare / f"{next(self._numbers)}-{secrets.token_hex(4)}{_SUFFIX}"
                 await self._make(target, self._spare_gb)
         except LaunchError as error:
             # Launches make their own then, and say what is wrong to who asked.
@@ -166,7 +274,7 @@ class Disks:
         """Make an image, whole or not at all."""
         try:
             blank = await self._blanks.do(size_gb, lambda: self._blank_of(size_gb))
-            await finish(asyncio.to_thread(_copy_file, blank, target))
+            await finish(asyncio.to_thread(disk_files.copy_file, blank, target))
         except (OSError, ProcessError) as error:
             raise _failure(error) from error
         except asyncio.CancelledError:
@@ -175,79 +283,14 @@ class Disks:
 
     async def _blank_of(self, size_gb: int) -> Path:
         """Return the image of this size that others are copied from."""
-        target = self._blank / f"{size_gb}{_SUFFIX}"
+        target = self._main.blank / f"{size_gb}{_SUFFIX}"
         if target.exists():
             return target
-        with _written_aside(target) as unfinished:
+        with disk_files.written_aside(target) as unfinished:
             with unfinished.open("xb") as image:
                 image.truncate(size_gb << 30)
             await process.run([*_MKFS, *_MKFS_LAZY, unfinished], timeout_s=_MKFS_S)
         return target
-
-
-def _has_reflinks(directory: Path) -> bool:
-    """Say whether copies of files in a directory can share their blocks. Raises `OSError`."""
-    flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
-    one, other = (os.open(directory, flags, 0o600) for _ in range(2))
-    try:
-        os.write(one, bytes(4096))
-        fcntl.ioctl(other, _FICLONE, one)
-    except OSError as error:
-        if error.errno not in _NO_REFLINKS:
-            raise
-        return False
-    finally:
-        os.close(one)
-        os.close(other)
-    return True
-
-
-@contextlib.contextmanager
-def _written_aside(target: Path) -> Iterator[Path]:
-    """Yield a path that becomes `target` when the block succeeds, and is removed when not."""
-    unfinished = target.with_name(f"{_UNFINISHED}{secrets.token_hex(8)}")
-    try:
-        yield unfinished
-        unfinished.rename(target)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def _copy_file(blank: Path, target: Path) -> None:
-    with blank.open("rb") as source:
-        _copy(source.fileno(), target)
-
-
-def _copy(source: int, target: Path) -> None:
-    """Copy an image: by reference where the filesystem can, else only what is no hole."""
-    with _written_aside(target) as unfinished, unfinished.open("xb") as copy:
-        os.fchmod(copy.fileno(), 0o600)
-        _copy_into(source, copy.fileno())
-
-
-def _copy_into(source: int, copy: int) -> None:
-    try:
-        fcntl.ioctl(copy, _FICLONE, source)
-    except OSError as error:
-        if error.errno not in _NO_REFLINKS:
-            raise
-        _copy_data(source, copy)
-
-
-def _copy_data(source: int, copy: int) -> None:
-    size = os.fstat(source).st_size
-    os.truncate(copy, size)
-    at = 0
-    while at < size:
-        try:
-            at = os.lseek(source, at, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # nothing but a hole is left
-                return
-            raise
-        end = os.lseek(source, at, os.SEEK_HOLE)
-        while at < end:
-            at += os.copy_file_range(source, copy, end - at, at, at)
 
 
 def _failure(error: OSError | ProcessError) -> LaunchError:

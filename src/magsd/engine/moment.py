@@ -19,6 +19,7 @@ from magsd.engine.base import Handle
 from magsd.engine.vm_host import VmHost
 from magsd.guest.shim import ShimConnection, ShimError
 from magsd.model.errors import LaunchError
+from magsd.model.names import VmId
 
 _log: Final = structlog.get_logger()
 
@@ -26,7 +27,8 @@ _HOLDS_S: Final = (0.05, 0.05, 0.05, 0.05, 0.1, 0.2, 0.4)
 """How long a VM is held at most, one try after the other. The first nearly always do: what was
 written before is on the disk by then. The last are for a host on which everything takes long."""
 _COPY_S: Final = 30.0
-"""Where the copy is no reference, it takes as long as there is data."""
+"""Where the copy is no reference, it takes as long as there is data; where it is one, as there
+are pieces of the image that lie apart, and that are many only where much was written at random."""
 _WRITE_OUT_S: Final = 120.0
 _ROUNDS_MAX: Final = 5
 _SETTLED_S: Final = 0.015
@@ -52,7 +54,11 @@ Hold: TypeAlias = Callable[[ShimConnection, int], AbstractAsyncContextManager[Ho
 
 
 class _LateError(Exception):
-    """The VM may have gone on before the copy was made."""
+    """The VM may have gone on before the copy was made, which took `copy_s` seconds."""
+
+    def __init__(self, text: str, copy_s: float) -> None:
+        super().__init__(text)
+        self.copy_s = copy_s
 
 
 async def of(host: VmHost, handle: Handle, hold: Hold) -> int:
@@ -65,7 +71,7 @@ async def of(host: VmHost, handle: Handle, hold: Hold) -> int:
         async with asyncio.timeout(_ANSWER_S):
             connection = await ShimConnection.open(handle.run_directory, handle.vm, handle.epoch)
         try:
-            return await _moment(host, image, connection, hold)
+            return await _moment(host, handle.vm, image, connection, hold)
         finally:
             await finish(connection.aclose())
     except (ShimError, TimeoutError, _LateError) as error:
@@ -77,42 +83,69 @@ async def of(host: VmHost, handle: Handle, hold: Hold) -> int:
         os.close(image)
 
 
-async def _moment(host: VmHost, image: int, connection: ShimConnection, hold: Hold) -> int:
-    holds_s = _HOLDS_S if host.disks.has_reflinks else (_COPY_S,)
-    for number, hold_s in enumerate(holds_s, 1):
+async def _moment(
+    host: VmHost, vm: VmId, image: int, connection: ShimConnection, hold: Hold
+) -> int:
+    has_reflinks = host.disks.has_reflinks(vm)
+    holds_s = [*(_HOLDS_S if has_reflinks else ()), _COPY_S]
+    while holds_s:
+        hold_s = holds_s.pop(0)
         try:
-            return await _one_try(host, image, connection, hold, hold_s)
+            return await _one_try(host, vm, image, connection, hold, hold_s)
         except _LateError as error:
-            _log.info("held_too_short", tried=number, hold_s=hold_s, why=str(error))
-            if number == len(holds_s):
+            _log.info("held_too_short", hold_s=hold_s, why=str(error))
+            if not holds_s:
                 raise
+            if error.copy_s > _HOLDS_S[-1]:
+                # The image is in so many pieces that none of the short ones will do.
+                holds_s = holds_s[-1:]
     raise AssertionError
 
 
 async def _one_try(
-    host: VmHost, image: int, connection: ShimConnection, hold: Hold, hold_s: float
+    host: VmHost, vm: VmId, image: int, connection: ShimConnection, hold: Hold, hold_s: float
 ) -> int:
-    clock = host.clock
     async with hold(connection, int(hold_s * 1000)) as holding:
         async with asyncio.timeout(_WRITE_OUT_S):
             await _settle(host, image, holding)
         copied: list[int] = []
         try:
-            async with asyncio.timeout(_ANSWER_S + hold_s):
-                began = clock.monotonic()
-                await holding.hold()
-                held = clock.monotonic()
-                await finish(asyncio.to_thread(_copy, host, image, copied))
-                took_s = clock.monotonic() - began
-                await holding.let_go()
-            if took_s >= hold_s:
-                raise _LateError(f"holding took {held - began:.3f} of {took_s:.3f} s")
+            took_s = await _held_copy(host, vm, image, holding, hold_s, copied)
         except BaseException:
             for copy in copied:
                 os.close(copy)
             raise
     _log.debug("held", took_s=round(took_s, 4))
     return copied[0]
+
+
+async def _held_copy(
+    host: VmHost, vm: VmId, image: int, holding: Holding, hold_s: float, copied: list[int]
+) -> float:
+    """Copy the image while the VM is held, and return for how many seconds it was.
+
+    Raises `_LateError` where the deadline came first.
+    """
+    clock = host.clock
+    began = clock.monotonic()
+    async with asyncio.timeout(_ANSWER_S + hold_s):
+        await holding.hold()
+    held = clock.monotonic()
+    await finish(asyncio.to_thread(_copy, host, vm, image, copied))
+    done = clock.monotonic()
+    late = _LateError(
+        f"holding took {held - began:.3f} s, the copy {done - held:.3f} s", done - held
+    )
+    try:
+        async with asyncio.timeout(_ANSWER_S):
+            await holding.let_go()
+    except ShimError:
+        if done - began >= hold_s:  # It was let go before, as it must.
+            raise late from None
+        raise
+    if done - began >= hold_s:
+        raise late
+    return done - began
 
 
 async def _settle(host: VmHost, image: int, holding: Holding) -> None:
@@ -125,5 +158,5 @@ async def _settle(host: VmHost, image: int, holding: Holding) -> None:
             return
 
 
-def _copy(host: VmHost, image: int, copied: list[int]) -> None:
-    copied.append(host.disks.copy_unnamed(image))
+def _copy(host: VmHost, vm: VmId, image: int, copied: list[int]) -> None:
+    copied.append(host.disks.copy_unnamed(vm, image))

@@ -46,8 +46,11 @@ _LOOP_INFO_BYTES: Final = 232
 _LOOP_CONFIGURE: Final = 0x4C0A
 _LO_FLAGS_READ_ONLY: Final = 0x1
 _LO_FLAGS_AUTOCLEAR: Final = 0x4
+_LO_FLAGS_DIRECT_IO: Final = 0x10
+_LOOP_SET_CAPACITY: Final = 0x4C07
 _LOOP_TRIES: Final = 64
 _SECTOR_BYTES: Final = 512
+_PAGE_BYTES: Final = 4096
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
@@ -117,19 +120,28 @@ def mount_image(image: Path, target: Path, kind: str) -> None:
         os.close(device.descriptor)
 
 
-def mount_detached(image: int, kind: str, *, is_writable: bool = False, options: str = "") -> int:
+def mount_detached(
+    image: int,
+    kind: str,
+    *,
+    is_writable: bool = False,
+    is_direct: bool = False,
+    options: str = "",
+) -> int:
     """Return a descriptor of a mount of a filesystem image; nothing else has it.
 
     It is gone, and its loop device with it, when its last descriptor is closed,
     also by the end of this process; so are those of files in it. `image` must
     be open for writing, to be read too: a journal may have to be applied. An
     image that is a loop device already is mounted from that: two mounts of one
-    image must be one filesystem. Raises `OSError`.
+    image must be one filesystem. `is_direct`: what is in it is not cached a
+    second time, where the filesystem below can do without; its sectors must have
+    4096 bytes then. Raises `OSError`.
     """
     # Of its own: a device keeps what it was given open, and with it the locks of that.
     again = os.open(f"/proc/self/fd/{image}", os.O_RDWR | os.O_CLOEXEC)
     try:
-        device = _loop_device_of(again) or _loop_device(again, os.O_RDWR)
+        device = _loop_device_of(again) or _loop_device(again, os.O_RDWR, is_direct=is_direct)
     finally:
         os.close(again)
     try:
@@ -179,7 +191,21 @@ def _loop_device_of(file: int) -> _LoopDevice | None:
     return None
 
 
-def _loop_device(file: int, access: int) -> _LoopDevice:
+def tell_size(image: int) -> bool:
+    """Have the loop device that an image is see how large it became; False: it is none.
+
+    Raises `OSError`.
+    """
+    if (device := _loop_device_of(image)) is None:
+        return False
+    try:
+        fcntl.ioctl(device.descriptor, _LOOP_SET_CAPACITY)
+    finally:
+        os.close(device.descriptor)
+    return True
+
+
+def _loop_device(file: int, access: int, *, is_direct: bool = False) -> _LoopDevice:
     """Return a free loop device that is a file now; `access`: `O_RDONLY` or `O_RDWR`."""
     control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
     try:
@@ -187,7 +213,7 @@ def _loop_device(file: int, access: int) -> _LoopDevice:
             number = fcntl.ioctl(control, _LOOP_CTL_GET_FREE)
             device = os.open(f"/dev/loop{number}", access | os.O_CLOEXEC)
             try:
-                fcntl.ioctl(device, _LOOP_CONFIGURE, _loop_config(file, access))
+                fcntl.ioctl(device, _LOOP_CONFIGURE, _loop_config(file, access, is_direct))
             except OSError as error:
                 os.close(device)
                 # Somebody else was given the same number first.
@@ -200,10 +226,13 @@ def _loop_device(file: int, access: int) -> _LoopDevice:
     raise OSError(errno.EBUSY, "no free loop device")
 
 
-def _loop_config(file: int, access: int) -> bytes:
+def _loop_config(file: int, access: int, is_direct: bool) -> bytes:
     """Return a `struct loop_config` (linux/loop.h)."""
     flags = _LO_FLAGS_AUTOCLEAR | (_LO_FLAGS_READ_ONLY if access == os.O_RDONLY else 0)
+    # The kernel leaves the flag out where the file's filesystem has no direct I/O.
+    flags |= _LO_FLAGS_DIRECT_IO if is_direct else 0
+    block_bytes = _PAGE_BYTES if is_direct else _SECTOR_BYTES
     # fd, block_size, then struct loop_info64: device, inode, rdevice, offset,
     # sizelimit, number, encrypt_type, encrypt_key_size, flags, names and keys.
-    head = struct.pack("=II5Q4I", file, _SECTOR_BYTES, 0, 0, 0, 0, 0, 0, 0, 0, flags)
+    head = struct.pack("=II5Q4I", file, block_bytes, 0, 0, 0, 0, 0, 0, 0, 0, flags)
     return head.ljust(304, b"\0")

@@ -161,8 +161,7 @@ class Templates:
         try:
             if place.is_bad:
                 await self._remove(place, key)
-            read = asyncio.to_thread(template_files.read, self._folder, key, facts)
-            place.template = await finish(read)
+            place.template = await finish(asyncio.to_thread(self._read, key, facts))
             if place.template is None:
                 began = self._host.clock.monotonic()
                 place.template = await self._made(plan)
@@ -179,6 +178,17 @@ class Templates:
         finally:
             place.making = None
         return None
+
+    def _read(self, key: str, facts: Mapping[str, Any]) -> Template | None:
+        """Return a template from its files, with its disk where VMs have theirs."""
+        template = template_files.read(self._folder, key, facts)
+        if template is None:
+            return None
+        try:
+            return replace(template, disk=self._host.disks.brought_near(template.disk))
+        except BaseException:
+            template.close()
+            raise
 
     async def _remove(self, place: _Place, key: str) -> None:
         """Remove the files of a template that is no use."""

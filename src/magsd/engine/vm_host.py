@@ -10,7 +10,7 @@ import os
 import platform
 import threading
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +18,7 @@ import structlog
 
 from magsd.aio import Clock, Tasks
 from magsd.engine.cgroup import CgroupTree
+from magsd.engine.disk_pool import PoolSettings
 from magsd.engine.disks import Disks
 from magsd.engine.live_vm import LiveVm
 from magsd.engine.network import Network
@@ -43,6 +44,7 @@ class VmHostSettings:
     spare_disk_gb: int = 2
     """The usual size: images of this size are made ahead of need."""
     spare_disks: int = 2
+    disk_pool: PoolSettings = field(default_factory=PoolSettings)
     shim_program: Path = PROGRAMS / "mags-shim"
 
 
@@ -62,6 +64,7 @@ class VmHost:
             spare_gb=settings.spare_disk_gb,
             spare_count=settings.spare_disks,
             tasks=self.tasks,
+            pool=settings.disk_pool,
         )
         self.empty_namespace = -1
         """A network namespace with nothing in it, for the shims of VMs without network."""
@@ -93,7 +96,8 @@ class VmHost:
             self.run.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.cgroups.prepare()
             undo.callback(self.cgroups.remove)
-            self.disks.prepare()
+            undo.callback(self.disks.close)
+            await self.disks.prepare()
             self.empty_namespace = await asyncio.to_thread(_empty_namespace)
             undo.callback(os.close, self.empty_namespace)
         except OSError as error:

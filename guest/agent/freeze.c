@@ -17,6 +17,10 @@
 
 #define DEADLINE_MS_MAX 60000ul
 
+/* Smaller free places are not given back: each would be one more piece of the image, and a
+ * copy of the image takes as long as there are pieces. */
+#define TRIM_BYTES (1ull << 20)
+
 /* What is asked for. */
 enum { SYNC = 's', FREEZE = 'f' };
 
@@ -60,6 +64,14 @@ static int hold(int disk, int fd, int deadline_ms)
     return is_late ? ETIMEDOUT : 0;
 }
 
+/* Give back what is free, and have the rest on the disk. 0 or an errno. */
+static int write_out(int disk)
+{
+    struct fstrim_range all = {.len = ~0ull, .minlen = TRIM_BYTES};
+    ioctl(disk, FITRIM, &all); /* what is not given back takes room, and no more */
+    return syncfs(disk) < 0 ? errno : 0;
+}
+
 static _Noreturn void serve(int disk, int fd, int deadline_ms)
 {
     char what;
@@ -68,9 +80,7 @@ static _Noreturn void serve(int disk, int fd, int deadline_ms)
     while (!error && recv(fd, &what, 1, 0) == 1) {
         if (what == FREEZE)
             error = hold(disk, fd, deadline_ms);
-        else if (syncfs(disk) < 0)
-            error = errno;
-        else
+        else if ((error = write_out(disk)) == 0)
             tell(fd, what, 0);
     }
     tell(fd, ENDED, error);

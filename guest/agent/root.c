@@ -182,7 +182,8 @@ static int build(struct fields request, const char *disk, struct queue *answer)
     int error = for_layers(request, add_lower, &lowers);
     if (error)
         return error;
-    if (!mount_device(disk, DISK, "ext4", 0, "discard,noinit_itable"))
+    /* Without "discard": see freeze.c. */
+    if (!mount_device(disk, DISK, "ext4", 0, "noinit_itable"))
         return fail(answer, DISK);
     if (disk_fd < 0)
         disk_fd = open(DISK, O_RDONLY | O_DIRECTORY | O_CLOEXEC);

@@ -141,6 +141,11 @@ class SingleFlight:
             running.add_done_callback(lambda _: self._running.pop(key, None))
         return await asyncio.shield(running)
 
+    async def idle(self) -> None:
+        """Return when no call runs, whoever began it and asks for it no more."""
+        while self._running:
+            await asyncio.wait(list(self._running.values()))
+
 
 def backoff_s(attempt: int, first_s: float = 0.1, most_s: float = 30.0) -> float:
     """Return how long to wait before try `attempt` (0, 1, …): doubled each time, with jitter."""

@@ -120,6 +120,7 @@ async def opened(directory: Path, errors: list[str], **settings: int):
         yield disks
     finally:
         await tasks.aclose()
+        await disks.aclose()
     assert not errors
 
 

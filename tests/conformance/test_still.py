@@ -2,16 +2,20 @@
 
 import asyncio
 import re
+import time
 
 import pytest
 
+from magsd.engine import shim_engine
 from magsd.engine.base import Engine, Handle
+from magsd.engine.disks import Disks
 from magsd.model.errors import LaunchError
+from magsd.model.names import VmId
 from tests.conformance.host import Host
 from tests.conformance.shim_host import ShimHost
 from tests.conformance.test_engine import LEFT_AFTER_STOP
 from tests.conformance.tree import Entry, Tree, read
-from tests.conformance.vm import begin, connected, printed, within
+from tests.conformance.vm import begin, connected, eventually, printed, within
 
 WRITE = "echo one > /root/file"
 
@@ -221,6 +225,39 @@ class TestRealFiles:
                 seen.append(first)
             # It went on each time.
             assert seen == sorted(set(seen))
+        await engine.stop(handle)
+
+    async def test_one_whose_copy_takes_longer_than_it_is_usually_held(
+        self, host: Host, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        handle = await engine.launch(host.plan())
+        await printed(handle, WRITE)
+        copies = []
+        copy_unnamed = Disks.copy_unnamed
+
+        def slow(disks: Disks, vm: VmId, image: int) -> int:
+            copy = copy_unnamed(disks, vm, image)
+            time.sleep(0.5)  # As a disk in a great many pieces would take.
+            copies.append(copy)
+            return copy
+
+        monkeypatch.setattr(Disks, "copy_unnamed", slow)
+        assert files(await tree_of(engine, handle)) == {"root/file": b"one\n"}
+        # The second time it is held for as long as that takes.
+        assert len(copies) == 2
+        await engine.stop(handle)
+
+    async def test_what_it_deletes_is_given_back_to_the_host(
+        self, host: Host, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert isinstance(host, ShimHost)
+        monkeypatch.setattr(shim_engine, "_GIVE_BACK_S", 0.2)
+        handle = await engine.launch(host.plan())
+        image = host.disk(handle.vm)
+        await printed(handle, "dd if=/dev/urandom of=/root/large bs=1M count=64 2>&1; sync; true")
+        assert image.stat().st_blocks > 64 << 11
+        await printed(handle, "rm /root/large; sync; true")
+        await eventually(lambda: image.stat().st_blocks < 32 << 11)
         await engine.stop(handle)
 
     async def test_a_disk_that_was_tampered_with(self, host: Host, engine: Engine) -> None:

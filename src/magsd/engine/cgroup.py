@@ -237,6 +237,12 @@ class Cgroup:
         return Freezer(place.root / "cgroup.freeze", "1", "0", place.root / "cgroup.events")
 
     @property
+    def is_frozen(self) -> bool:
+        """Whether its processes are stopped, or on their way. Raises `OSError`."""
+        freezer = self.freezer
+        return freezer is not None and freezer.file.read_text().strip() != freezer.thawed
+
+    @property
     def oom_file(self) -> Path:
         """The file with the line `oom_kill <count>`."""
         memory = self._places["memory"]

@@ -80,7 +80,7 @@ class DiskPool:
 
         Raises `LaunchError`; nothing is left then.
         """
-        made = unfinished_name(aside)
+        made, is_own = unfinished_name(aside), False
         try:
             size_bytes = self._wanted_bytes()
             if size_bytes < _LEAST_BYTES:
@@ -92,6 +92,7 @@ class DiskPool:
             # Whoever was first has it, and files in it.
             with contextlib.suppress(FileExistsError):
                 self.image.hardlink_to(made)
+                is_own = True
         except ProcessError as error:
             raise _no_pool("is the package xfsprogs installed?", error.detail) from error
         except OSError as error:
@@ -101,7 +102,8 @@ class DiskPool:
         try:
             return await self.open()
         except LaunchError as error:
-            self.image.unlink(missing_ok=True)
+            if is_own:
+                self.image.unlink()
             raise _no_pool("this kernel does not mount one", error.detail) from error
 
     async def open(self) -> Path:

@@ -78,7 +78,7 @@ class _Folder:
 class Disks:
     """The images of one data directory. One owner: spare ones are counted here only.
 
-    `prepare` comes first; `close` leaves living VMs what they have open.
+    `prepare` comes first; `aclose` leaves living VMs what they have open.
     """
 
     def __init__(
@@ -150,9 +150,10 @@ class Disks:
             if keep_gb is None or spare.stat().st_size != keep_gb << 30:
                 spare.unlink(missing_ok=True)
 
-    def close(self) -> None:
-        """Let go of the disk pool. Idempotent."""
-        self._pool.close()
+    async def aclose(self) -> None:
+        """Let go of the disk pool, when nothing is made in it any more. Idempotent."""
+        await self._blanks.idle()
+        await finish(asyncio.to_thread(self._pool.close))
 
     def path(self, vm: VmId) -> Path:
         """Return where a VM's image lies, whether it is there or not."""

@@ -4,6 +4,7 @@ The image was written by this host's kernel only, which may mount it again.
 """
 
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -28,13 +29,19 @@ class FreezerHolding:
         self._deadline_ms = deadline_ms
 
     async def write_out(self) -> None:
-        """Have what was written so far in the image."""
-        await finish(asyncio.to_thread(mounts.sync_filesystem, self._disk))
+        """Have what was written so far in the image, and give back what is free."""
+        # What is not given back takes room, and no more.
+        with contextlib.suppress(OSError):
+            await finish(asyncio.to_thread(mounts.trim, self._disk))
+        await self._sync()
 
     async def hold(self) -> None:
         """Freeze the VM, then write out the rest."""
         await self._connection.request("freeze", deadline_ms=str(self._deadline_ms))
-        await self.write_out()
+        await self._sync()
+
+    async def _sync(self) -> None:
+        await finish(asyncio.to_thread(mounts.sync_filesystem, self._disk))
 
     async def let_go(self) -> None:
         """Let it go on."""

@@ -40,7 +40,11 @@ class Holding(Protocol):
     """How one VM is held still, for one try. All of it may raise `ShimError` and `OSError`."""
 
     async def write_out(self) -> None:
-        """Have what was written so far in the image; the VM goes on meanwhile."""
+        """Have what was written so far in the image; the VM goes on meanwhile.
+
+        What is free in it is given back to the host, but no small places: a copy by reference
+        takes as long as the image has pieces.
+        """
 
     async def hold(self) -> None:
         """Hold the VM, with all that it has written in the image. Ends at the deadline."""
@@ -81,6 +85,20 @@ async def of(host: VmHost, handle: Handle, hold: Hold) -> int:
         ) from error
     finally:
         os.close(image)
+
+
+async def write_out(host: VmHost, handle: Handle, hold: Hold) -> None:
+    """Have a live VM give back to the host what is free on its disk; it goes on meanwhile.
+
+    Raises `ShimError`, `OSError`, `TimeoutError`: nothing is lost then.
+    """
+    async with asyncio.timeout(_WRITE_OUT_S):
+        connection = await ShimConnection.open(handle.run_directory, handle.vm, handle.epoch)
+        try:
+            async with hold(connection, int(_ANSWER_S * 1000)) as holding:
+                await holding.write_out()
+        finally:
+            await finish(connection.aclose())
 
 
 async def _moment(

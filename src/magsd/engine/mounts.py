@@ -40,6 +40,9 @@ _ATTRIBUTES: Final = 0x2 | 0x4 | 0x8 | 0x10
 _WRITE_OUT: Final = 0x1 | 0x2 | 0x4
 """For `sync_file_range`: wait for what is being written, write, wait for that."""
 
+_FITRIM: Final = 0xC0185879
+_TRIM_BYTES: Final = 1 << 20
+
 _LOOP_CTL_GET_FREE: Final = 0x4C82
 _LOOP_GET_STATUS64: Final = 0x4C05
 _LOOP_INFO_BYTES: Final = 232
@@ -106,6 +109,15 @@ def write_out(file: int) -> None:
 def sync_filesystem(descriptor: int) -> None:
     """Return when all that was written to a filesystem is on its device. Raises `OSError`."""
     _check(_libc.syncfs(descriptor), "syncfs")
+
+
+def trim(descriptor: int) -> None:
+    """Give back to the device what is free in a filesystem, in places of 1 MiB or more.
+
+    Smaller ones would make many pieces of the file that is the device. Raises `OSError`.
+    """
+    wanted = struct.pack("=3Q", 0, (1 << 64) - 1, _TRIM_BYTES)
+    fcntl.ioctl(descriptor, _FITRIM, wanted)
 
 
 def mount_image(image: Path, target: Path, kind: str) -> None:

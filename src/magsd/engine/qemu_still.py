@@ -50,7 +50,7 @@ class DiskHolding:
         self._stream = stream
 
     async def write_out(self) -> None:
-        """Have what was written so far in the image."""
+        """Have what was written so far in the image, and give back what is free."""
         await self._ask(_SYNC)
 
     async def hold(self) -> None:

@@ -36,6 +36,8 @@ _log: Final = structlog.get_logger()
 
 _KILL_S: Final = 1.0
 _GREETING_S: Final = 5.0
+_GIVE_BACK_S: Final = 600.0
+"""So often what was deleted in a VM is given back, if no moment of its disk was taken before."""
 
 
 class ShimEngine(ABC):
@@ -49,6 +51,7 @@ class ShimEngine(ABC):
         self._stops = SingleFlight()
         self._ends = SingleFlight()
         self._is_prepared = False
+        self._giving_back: asyncio.Task[None] | None = None
 
     @property
     @abstractmethod
@@ -102,6 +105,24 @@ class ShimEngine(ABC):
         self._host.vms[handle.vm] = vm
         if self.has_guest_memory_watch:
             vm.watch(self._host.tasks)
+        if self._giving_back is None or self._giving_back.done():
+            work = self._give_back_room()
+            self._giving_back = self._host.tasks.spawn("giving back room", work)
+
+    async def _give_back_room(self) -> None:
+        """Give the host what is free on the disks of live VMs, now and then."""
+        while True:
+            await self._host.clock.sleep(_GIVE_BACK_S)
+            for vm in list(self._host.vms.values()):
+                record = vm.record
+                if record.engine != self.capabilities.name or vm.has_ended:
+                    continue
+                handle = Handle(record.vm, record.epoch, self._host.run / record.vm)
+                try:
+                    if not vm.cgroup.is_frozen:  # One that waits has nothing to give.
+                        await moment.write_out(self._host, handle, self._hold(record))
+                except (ShimError, OSError, TimeoutError) as error:
+                    _log.debug("no_room_given_back", vm=record.vm, why=repr(error))
 
     def _check_prepared(self) -> None:
         if not self._is_prepared:

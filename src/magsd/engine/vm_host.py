@@ -96,7 +96,7 @@ class VmHost:
             self.run.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.cgroups.prepare()
             undo.callback(self.cgroups.remove)
-            undo.callback(self.disks.close)
+            undo.push_async_callback(self.disks.aclose)
             await self.disks.prepare()
             self.empty_namespace = await asyncio.to_thread(_empty_namespace)
             undo.callback(os.close, self.empty_namespace)

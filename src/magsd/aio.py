@@ -114,8 +114,19 @@ async def unless(event: asyncio.Event, work: Coroutine[Any, Any, _Result]) -> _R
     `work` is cancelled then, and has ended on return; a result it came to all
     the same is returned.
     """
+    return await unless_done(event.wait(), work)
+
+
+async def unless_done(
+    other: Coroutine[Any, Any, Any], work: Coroutine[Any, Any, _Result]
+) -> _Result | None:
+    """Return what `work` returns, or None when `other` came to its end first.
+
+    Both have ended on return, cancelled where they had not; a result that
+    `work` came to all the same is returned.
+    """
     working = asyncio.ensure_future(work)
-    waiting = asyncio.ensure_future(event.wait())
+    waiting = asyncio.ensure_future(other)
     try:
         await asyncio.wait((working, waiting), return_when=asyncio.FIRST_COMPLETED)
     finally:

@@ -148,6 +148,12 @@ class Metrics:
             _LAUNCH_S,
             "engine",
         )
+        self._execs = self._counter(
+            "mags_execs_total",
+            "Commands that callers ran in VMs, by `result`: `ended`, or `timeout`.",
+            "engine",
+            "result",
+        )
         self._give_back_failures = self._counter(
             "mags_give_back_failures_total",
             "VMs that could not be put away; it is tried again. If it goes on rising, run "
@@ -173,6 +179,10 @@ class Metrics:
     def pooled(self, engine: str, seconds: float) -> None:
         """Note that the pool has one more VM, which took `seconds`."""
         self._pool_fill_s.labels(engine).observe(seconds)
+
+    def executed(self, engine: str, *, has_timed_out: bool) -> None:
+        """Note that a command which a caller ran in a VM is over."""
+        self._execs.labels(engine, "timeout" if has_timed_out else "ended").inc()
 
     def give_back_failed(self) -> None:
         """Note that a VM could not be put away."""

@@ -63,6 +63,8 @@ CASES = {
     ("POST", f"{BASE}/mags-jobs/{{ref}}/stop"): Case(OWNER),
     ("POST", f"{BASE}/mags-jobs/{{ref}}/sync"): Case(OWNER),
     ("POST", f"{BASE}/mags-files"): Case(ACCOUNT, {"no": "form"}),
+    ("POST", f"{BASE}/mags-jobs/{{ref}}/exec"): Case(OWNER, {"command": "true"}),
+    ("PATCH", f"{BASE}/mags-jobs/{{ref}}"): Case(OWNER, {"no_sleep": False}),
     ("GET", f"{BASE}/mags-workspaces"): Case(ACCOUNT),
     ("DELETE", f"{BASE}/mags-workspaces/{{name}}"): Case(OWNER),
     ("GET", f"{BASE}/mags-workspaces/{{name}}/versions"): Case(OWNER),

@@ -62,6 +62,14 @@ POSSIBLE_HERE = {
         "startup_command": {"enum": [None, ""]},
         "idle_timeout": {"enum": [None, 0]},
     },
+    "/api/v1/mags-jobs/{ref}/exec": {
+        "command": {"type": "string", "pattern": "^[ -~]{0,40}[!-~]$"},
+        "timeout": {"type": "integer", "minimum": 1, "maximum": 2},
+    },
+    "/api/v1/mags-jobs/{ref}": {
+        "no_sleep": {"enum": [None, False]},
+        "startup_command": {"enum": [None, ""]},
+    },
     "/api/v1/tokens": {
         "name": PRINTABLE,
         "account": {"enum": [None]},
@@ -86,12 +94,13 @@ def narrowed():
     for path in IMPOSSIBLE_HERE:
         del document["paths"][path]
     for path, fields in POSSIBLE_HERE.items():
-        body = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]
+        operation = next(each for each in document["paths"][path].values() if "requestBody" in each)
+        body = operation["requestBody"]["content"]["application/json"]
         assert body["schema"]["properties"].keys() == fields.keys(), f"{path} has other fields"
         body["schema"]["properties"] = {name: form for name, form in fields.items() if form}
-        for parameter in document["paths"][path]["post"].get("parameters", ()):
-            assert parameter["name"] == "Idempotency-Key"
-            parameter["schema"] = {"type": "string", "pattern": "^[!-~]{1,255}$"}
+        for parameter in operation.get("parameters", ()):
+            if parameter["name"] == "Idempotency-Key":
+                parameter["schema"] = {"type": "string", "pattern": "^[!-~]{1,255}$"}
     return document
 
 

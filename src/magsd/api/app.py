@@ -11,6 +11,7 @@ from magsd.aio import Clock
 from magsd.api import (
     document,
     errors,
+    execs,
     files,
     jobs,
     logs,
@@ -35,6 +36,7 @@ ROUTERS: Final = (
     jobs.router,
     files.router,
     logs.router,
+    execs.router,
     workspaces.router,
     workspace_archives.router,
     tokens.router,

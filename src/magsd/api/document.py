@@ -44,6 +44,7 @@ _LINKS: Final[Mapping[tuple[str, str], Mapping[str, tuple[str, str, str]]]] = {
         "status": ("/mags-jobs/{ref}/status", "get", "request_id"),
         "logs": ("/mags-jobs/{ref}/logs", "get", "request_id"),
         "stop": ("/mags-jobs/{ref}/stop", "post", "request_id"),
+        "exec": ("/mags-jobs/{ref}/exec", "post", "request_id"),
     },
     ("/tokens", "post"): {
         "show": ("/tokens/{token_id}", "get", "id"),
@@ -108,7 +109,7 @@ def _complete(operation: dict[str, Any], method: str, path: str, *, is_public: b
 def _may_conflict(path: str, method: str) -> bool:
     if "/mags-workspaces" in path:
         return method in ("post", "delete")
-    return "/mags-jobs" in path and method == "post"
+    return "/mags-jobs" in path and method in ("post", "patch")
 
 
 def _may_be_over_quota(path: str) -> bool:

@@ -46,6 +46,8 @@ def status(job: JobStatus) -> dict[str, Any]:
         "isolation": job.isolation,
         "generation": job.generation,
     }
+    if job.persistent:
+        fields["script_ended_at"] = time(job.script_ended_at)
     if job.workspace_id is not None:
         fields["workspace_synced"] = job.workspace_synced
     if job.error is not None:

@@ -92,8 +92,9 @@ class SubmitRequest(BaseModel):
     environment: dict[str, str] = Field(
         {},
         description=(
-            "Variables of the script. `__MAGS_ROOTFS_TYPE` and `__MAGS_MEM_GB` are settings "
-            "instead: `rootfs_type`, and `memory_mb` in GiB."
+            "Variables of the script and of every command. `__MAGS_ROOTFS_TYPE`, `__MAGS_MEM_GB` "
+            "and `__MAGS_KEEP_ALIVE` are settings instead: `rootfs_type`, `memory_mb` in GiB, and "
+            "`no_sleep`."
         ),
     )
     rootfs_type: str | None = Field(None, description="Image to start from. Default: `standard`.")
@@ -118,8 +119,14 @@ class SubmitRequest(BaseModel):
         ),
         json_schema_extra=_WORKSPACE,
     )
-    persistent: bool = Field(False, description=NOT_BUILT)
-    no_sleep: bool = Field(False, description=NOT_BUILT)
+    persistent: bool = Field(
+        False,
+        description="The VM stays when the script is over, until the job is stopped. Its script has "
+        "no `timeout` then unless one is given.",
+    )
+    no_sleep: bool = Field(
+        False, description="The VM is never put to sleep. Needs `persistent`. None is yet."
+    )
     no_sync: bool = Field(False, description="What the script changes is not kept.")
     startup_command: str = Field("", description=NOT_BUILT)
     file_ids: list[Text] = Field(
@@ -190,7 +197,7 @@ class JobReply(Reply):
     url: str
     sleeping: bool
     exit_code: int | None = Field(
-        description="0 until final; null when the script never began to run."
+        description="0 until the script is over; null when it never began to run."
     )
     queue_duration_ms: int
     acquire_duration_ms: int
@@ -201,6 +208,9 @@ class JobReply(Reply):
     engine: str
     isolation: str = Field(description="What stood between the script and the host.")
     generation: int = Field(description="Rises with every change; `after` of a long poll.")
+    script_ended_at: datetime | None = Field(
+        None, description="Only of a persistent job: when its script was over; its VM stays."
+    )
     workspace_synced: bool | None = Field(
         None,
         description="Only with a workspace: whether what the job changed is stored durably; null "

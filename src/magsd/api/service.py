@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from magsd.core.access import Access
+from magsd.core.execs import Execs
 from magsd.core.files import Files
 from magsd.core.usage import Usages
 from magsd.core.workspace_archives import WorkspaceArchives
@@ -57,6 +58,10 @@ class Service(Protocol):
     def usages(self) -> Usages:
         """What accounts have used."""
 
+    @property
+    def execs(self) -> Execs:
+        """Commands in VMs that run."""
+
     def readiness(self) -> str | None:
         """Return None when a script can run, else why not."""
 
@@ -97,6 +102,9 @@ class Service(Protocol):
 
     async def stop(self, principal: Principal, ref: str) -> JobStatus:
         """Stop a job; a status that is not final means that it goes on."""
+
+    async def update(self, principal: Principal, ref: str, *, no_sleep: bool | None) -> JobStatus:
+        """Change settings of a job that is not over."""
 
     async def sync(self, principal: Principal, ref: str) -> Synced:
         """Keep what a running job has changed so far."""

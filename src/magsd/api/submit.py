@@ -17,8 +17,7 @@ _NOT_BUILT: Final = tuple(
 _RESERVED: Final = "__MAGS_"
 _ROOTFS_TYPE: Final = "__MAGS_ROOTFS_TYPE"
 _MEM_GB: Final = "__MAGS_MEM_GB"
-_NOT_BUILT_KEYS: Final[Mapping[str, str]] = {"__MAGS_IDLE_MIN": "", "__MAGS_KEEP_ALIVE": "false"}
-"""Reserved keys that ask for something not built, and what asks for nothing."""
+_KEEP_ALIVE: Final = "__MAGS_KEEP_ALIVE"
 
 _Value = TypeVar("_Value", str, int)
 
@@ -28,6 +27,7 @@ class _Settings(NamedTuple):
 
     rootfs_type: str | None = None
     memory_mb: int | None = None
+    no_sleep: bool = False
 
 
 def spec_of(fields: dict[str, Any]) -> JobSpec:
@@ -43,6 +43,9 @@ def spec_of(fields: dict[str, Any]) -> JobSpec:
         if getattr(asked, name):
             raise InvalidError(f"{name} is not supported by this version yet: leave it out")
     environment, settings = _split(asked.environment)
+    no_sleep = asked.no_sleep or settings.no_sleep
+    if no_sleep and not asked.persistent:
+        raise InvalidError("no_sleep needs persistent: a VM that ends with its script never sleeps")
     return JobSpec(
         script=asked.script,
         name=asked.name,
@@ -57,6 +60,8 @@ def spec_of(fields: dict[str, Any]) -> JobSpec:
         base_workspace_id=asked.base_workspace_id or None,
         no_sync=asked.no_sync,
         file_ids=tuple(asked.file_ids),
+        persistent=asked.persistent,
+        no_sleep=no_sleep,
         ignored=shortened(fields.keys() - _KNOWN),
     )
 
@@ -78,15 +83,19 @@ def _split(environment: Mapping[str, str]) -> tuple[Mapping[str, str], _Settings
         return environment, _Settings()
     rootfs_type = reserved.pop(_ROOTFS_TYPE, "")
     mem_gb = reserved.pop(_MEM_GB, "")
+    keep_alive = reserved.pop(_KEEP_ALIVE, "")
+    if keep_alive not in ("", "true", "false"):
+        raise InvalidError(f"environment: {_KEEP_ALIVE} must be true or false")
     for key, value in reserved.items():
-        if value and value != _NOT_BUILT_KEYS.get(key):
+        if value:
             raise InvalidError(
                 f"environment: the reserved key {key[:64]!r} is not supported by this version yet"
             )
     if mem_gb and not (mem_gb.isascii() and mem_gb.isdigit() and len(mem_gb) <= 6):
         raise InvalidError(f"environment: {_MEM_GB} must be a whole number of GiB")
     variables = {key: value for key, value in environment.items() if not key.startswith(_RESERVED)}
-    return variables, _Settings(rootfs_type or None, int(mem_gb) * 1024 if mem_gb else None)
+    memory_mb = int(mem_gb) * 1024 if mem_gb else None
+    return variables, _Settings(rootfs_type or None, memory_mb, keep_alive == "true")
 
 
 def _one(field: str, asked: _Value | None, reserved: _Value | None) -> _Value | None:

@@ -11,6 +11,7 @@ import structlog
 
 from magsd.aio import Tasks
 from magsd.core.access import Access
+from magsd.core.execs import Execs
 from magsd.core.files import Files
 from magsd.core.jobs import Jobs
 from magsd.core.logs import Logs
@@ -61,6 +62,7 @@ class Application:
         self.workspaces = Workspaces(node, self._upkeep)
         self.archives = WorkspaceArchives(node)
         self._logs = Logs(node, self._jobs, self._supervisor)
+        self.execs = Execs(node, self._jobs, self._supervisor)
         self._tasks = Tasks(_report)
         self._is_closing = False
         node.metrics.watch_queue(lambda: node.room.waiting)
@@ -168,6 +170,10 @@ class Application:
     async def stop(self, principal: Principal, ref: str) -> JobStatus:
         """End a job; its status is not final yet if that takes long. See `Jobs.stop`."""
         return await self._jobs.stop(principal, ref)
+
+    async def update(self, principal: Principal, ref: str, *, no_sleep: bool | None) -> JobStatus:
+        """Change settings of a job that is not over. See `Jobs.update`."""
+        return await self._jobs.update(principal, ref, no_sleep=no_sleep)
 
     async def sync(self, principal: Principal, ref: str) -> Synced:
         """Keep what a running job has changed in its workspace. See `Jobs.sync`."""

@@ -91,8 +91,8 @@ class Jobs:
             account_id=principal.account_id,
             name=f"mags-job-{int(now.timestamp())}" if spec.name is None else spec.name,
             workspace_id=spec.workspace_id,
-            persistent=False,
-            no_sleep=False,
+            persistent=spec.persistent,
+            no_sleep=spec.no_sleep,
             subdomain=new_subdomain(),
             goal=Goal.RUNNING,
             goal_version=1,
@@ -243,6 +243,22 @@ class Jobs:
         except TimeoutError:
             pass
         return found
+
+    async def update(self, principal: Principal, ref: str, *, no_sleep: bool | None) -> JobStatus:
+        """Change settings of a job that is not over; None changes nothing.
+
+        Raises `InvalidError` for one that is not persistent, `ConflictError` for one that is over.
+        """
+        found = await self.find(principal, ref)
+        if no_sleep is None:
+            return found
+        if no_sleep and not found.persistent:
+            raise InvalidError("no_sleep needs a persistent job: this one ends with its script")
+        if found.is_final:
+            raise ConflictError("the job is over: submit it again")
+        if no_sleep is not found.no_sleep:
+            await finish(self._supervisor.set_no_sleep(found.request_id, no_sleep))
+        return self._node.events.get(found.request_id) or found
 
     async def sync(self, principal: Principal, ref: str) -> Synced:
         """Keep what a running job has changed so far, and wait for that for `stop_wait_s`.

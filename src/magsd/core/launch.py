@@ -6,7 +6,7 @@ wait the pool's; how a VM comes to be is the engine's.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,12 +30,14 @@ from magsd.storage.images import Image, ImageStore
 SCRIPT_STREAM: Final = 1
 """The durable stream of a job's script."""
 
+HOME: Final = "/root"
+"""Where scripts and commands begin."""
 _SCRIPT_PATH: Final = "/run/mags/script"
 _SCRIPT_MODE: Final = 0o700
 _CA_BUNDLE: Final = "/etc/ssl/certs/ca-certificates.crt"
 _ENVIRONMENT: Final = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    "HOME": "/root",
+    "HOME": HOME,
     "USER": "root",
     "LOGNAME": "root",
     "SHELL": "/bin/sh",
@@ -220,7 +222,7 @@ async def warm(connection: ShimConnection, capabilities: Capabilities) -> None:
     async with asyncio.timeout(_BEGIN_S):
         await _hand_over(connection, _WARM_UP_COPY if capabilities.template else _WARM_UP)
         argv = ["/bin/sh", _SCRIPT_PATH]
-        await streams.run(connection, argv, environment=_ENVIRONMENT, cwd="/root")
+        await streams.run(connection, argv, environment=_ENVIRONMENT, cwd=HOME)
     try:
         await connection.request("freeze", deadline_ms="0")
     except ShimError as error:
@@ -243,10 +245,16 @@ async def _hand_over(connection: ShimConnection, script: str) -> None:
 
 
 async def _begin(connection: ShimConnection, spec: RunSpec) -> None:
-    environment = {**_ENVIRONMENT, **spec.environment}
-    fields = [("arg", "/bin/sh"), ("arg", _SCRIPT_PATH), ("cwd", "/root")]
+    environment = environment_of(spec.environment)
+    fields = [("arg", "/bin/sh"), ("arg", _SCRIPT_PATH), ("cwd", HOME)]
     fields += [("env", f"{name}={value}") for name, value in environment.items()]
-    await connection.open_durable(SCRIPT_STREAM, pack_fields("exec", fields), spec.timeout_s)
+    deadline_s = spec.timeout_s or 0  # 0: none
+    await connection.open_durable(SCRIPT_STREAM, pack_fields("exec", fields), deadline_s)
+
+
+def environment_of(asked: Mapping[str, str]) -> Mapping[str, str]:
+    """Return the environment of a job's script, and of every other command in its VM."""
+    return {**_ENVIRONMENT, **asked}
 
 
 def _has_begun(handle: Handle) -> bool:

@@ -11,7 +11,7 @@ from magsd.model.errors import JobCode, LaunchError
 EXIT_TIMEOUT: Final = 124
 EXIT_STOPPED: Final = 143
 EXIT_VM_DIED: Final = 137
-_EXIT_SIGNAL_BASE: Final = 128
+EXIT_SIGNAL_BASE: Final = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +22,13 @@ class Outcome:
     code: JobCode | None
     """None: completed."""
     error: str | None
+    line: str | None = None
+    """What the job's log says at last."""
 
 
 COMPLETED: Final = Outcome(0, None, None)
-STOPPED: Final = Outcome(EXIT_STOPPED, JobCode.STOPPED, "the job was stopped")
+_STOPPED: Final = "the job was stopped"
+STOPPED: Final = Outcome(EXIT_STOPPED, JobCode.STOPPED, _STOPPED, _STOPPED)
 
 _VM_ENDS: Final = {
     EndReason.KILLED: "its VM was ended by hand",
@@ -49,27 +52,36 @@ def of_script(wait_status: int) -> Outcome:
         except ValueError:
             name = "a real-time signal"
         text = f"the script was ended by signal {number} ({name})"
-        return Outcome(_EXIT_SIGNAL_BASE + number, JobCode.SCRIPT_FAILED, text)
+        return Outcome(EXIT_SIGNAL_BASE + number, JobCode.SCRIPT_FAILED, text)
     if (exit_code := os.WEXITSTATUS(wait_status)) == 0:
         return COMPLETED
     text = f"the script ended with exit code {exit_code}"
     return Outcome(exit_code, JobCode.SCRIPT_FAILED, text)
 
 
+def of_stopped_persistent(exit_code: int | None) -> Outcome:
+    """Return what it means that a job was stopped which goes on until it is.
+
+    `exit_code` is its script's; None: no script began.
+    """
+    return Outcome(exit_code, None, None, _STOPPED)
+
+
 def of_timeout(timeout_s: int) -> Outcome:
     """Return what an end by the deadline means."""
     text = f"the script was ended after its timeout of {timeout_s} s"
-    return Outcome(EXIT_TIMEOUT, JobCode.TIMEOUT, text)
+    return Outcome(EXIT_TIMEOUT, JobCode.TIMEOUT, text, text)
 
 
 def of_lost_vm(end: VmEnd) -> Outcome:
     """Return what it means that the VM ended before its script did."""
-    return Outcome(EXIT_VM_DIED, end.reason.job_code, _VM_ENDS[end.reason])
+    text = _VM_ENDS[end.reason]
+    return Outcome(EXIT_VM_DIED, end.reason.job_code, text, text)
 
 
 def of_failed_launch(error: LaunchError) -> Outcome:
     """Return what it means that no VM could be had."""
-    return Outcome(None, error.job_code, error.message)
+    return Outcome(None, error.job_code, error.message, error.message)
 
 
 def of_pending_version(version: int) -> str:
@@ -92,11 +104,11 @@ def of_version_aside(version: int) -> str:
 def of_lost_changes(exit_code: int | None, why: str) -> Outcome:
     """Return what it means that what a run changed could not be kept."""
     text = f"what the job changed could not be kept in its workspace: {why}"
-    return Outcome(exit_code, JobCode.STATE_LOST, text)
+    return Outcome(exit_code, JobCode.STATE_LOST, text, text)
 
 
 def of_broken(*, has_begun: bool) -> Outcome:
     """Return what it means that this service could not go on with a run."""
     text = "the service could not go on with this job: its operator finds the reason in the log"
     code = JobCode.SHIM_DIED if has_begun else JobCode.LAUNCH_FAILED
-    return Outcome(EXIT_VM_DIED if has_begun else None, code, text)
+    return Outcome(EXIT_VM_DIED if has_begun else None, code, text, text)

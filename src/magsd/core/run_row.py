@@ -4,12 +4,13 @@ Every write is guarded by run and epoch: one that finds no row means that
 somebody else has the run now.
 """
 
+import asyncio
 import dataclasses
 
 from sqlalchemy import Connection
 
 from magsd.core.node import Node
-from magsd.db import runs
+from magsd.db import jobs, runs
 from magsd.model.layers import Manifest
 from magsd.model.lifecycle import Goal
 from magsd.model.names import RequestId
@@ -27,6 +28,8 @@ class RunRow:
         self._node = node
         self.job = job
         self.run = run
+        self._writing = asyncio.Lock()
+        """The actor is not the only one who counts changes: settings come from callers."""
 
     @property
     def request_id(self) -> RequestId:
@@ -53,20 +56,42 @@ class RunRow:
             runs.set_manifest(tx, run.run_id, run.epoch, manifest)
             return True
 
-        if not await self._node.database.write(write):
-            raise FencedError
-        self.run = run
+        async with self._writing:
+            if not await self._node.database.write(write):
+                raise FencedError
+            self.run = run
 
     async def save(self, run: Run) -> None:
         """Commit a change that nobody is told of. Raises `FencedError`."""
-        await self._write(run, self.job.generation)
+        async with self._writing:
+            await self._write(run, self.job.generation)
 
     async def publish(self, run: Run) -> None:
         """Commit a change and tell everybody. Raises `FencedError`."""
-        generation = self.job.generation + 1
-        await self._write(run, generation)
-        self.job = dataclasses.replace(self.job, generation=generation)
-        self._node.publish(self.job, run)
+        async with self._writing:
+            generation = self.job.generation + 1
+            await self._write(run, generation)
+            self.job = dataclasses.replace(self.job, generation=generation)
+            self._node.publish(self.job, run)
+
+    async def set_no_sleep(self, no_sleep: bool) -> None:
+        """Commit a setting of the job and tell everybody. Raises `FencedError`.
+
+        Not to be cancelled: what is committed must be published.
+        """
+        async with self._writing:
+            run, request_id, generation = self.run, self.request_id, self.job.generation + 1
+
+            def write(tx: Connection) -> bool:
+                if not runs.save(tx, run, epoch=run.epoch, generation=generation):
+                    return False
+                jobs.set_no_sleep(tx, request_id, no_sleep)
+                return True
+
+            if not await self._node.database.write(write):
+                raise FencedError
+            self.job = dataclasses.replace(self.job, no_sleep=no_sleep, generation=generation)
+            self._node.publish(self.job, run)
 
     async def _write(self, run: Run, generation: int) -> None:
         epoch = self.run.epoch

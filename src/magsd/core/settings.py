@@ -68,6 +68,8 @@ class CoreSettings:
     """So many days after a job used it last an upload goes; 0: never."""
     snapshots_max: int = 4096
     """Ended jobs whose last status is kept in memory."""
+    exec_output_bytes: int = 128 << 20
+    """What all commands that callers run at a time may keep of their output together, in memory."""
     stop_wait_s: float = 25.0
     """How long a caller of `stop` waits for the end; clients give up at 30."""
 

@@ -23,10 +23,10 @@ def of_job(job: Job, run: Run, settings: CoreSettings) -> JobStatus:
         no_sleep=job.no_sleep,
         subdomain=job.subdomain,
         url=settings.url_of(job.subdomain),
-        exit_code=run.exit_code if is_over else 0,
+        exit_code=run.exit_code if is_over or run.script_ended_at is not None else 0,
         queue_duration_ms=_ms(job.created_at, run.claimed_at),
         acquire_duration_ms=_ms(run.claimed_at, run.started_at),
-        script_duration_ms=_ms(run.started_at, run.ended_at),
+        script_duration_ms=_ms(run.started_at, run.script_ended_at or run.ended_at),
         created_at=job.created_at,
         started_at=run.started_at,
         completed_at=run.ended_at if is_over else None,
@@ -35,6 +35,7 @@ def of_job(job: Job, run: Run, settings: CoreSettings) -> JobStatus:
         engine=run.engine,
         isolation=run.isolation,
         generation=job.generation,
+        script_ended_at=run.script_ended_at,
         workspace_synced=_is_synced(job, run),
     )
 

@@ -92,6 +92,14 @@ class Supervisor:
         actor = self._actors.get(request_id)
         return None if actor is None else actor.run
 
+    async def set_no_sleep(self, request_id: RequestId, no_sleep: bool) -> None:
+        """Change whether a job may sleep. Raises `ConflictError` when it is over."""
+        if self._is_closing:
+            raise CapacityError("the service is stopping: try again in a moment")
+        if (actor := self._actors.get(request_id)) is None:
+            raise ConflictError("the job is over: submit it again")
+        await actor.set_no_sleep(no_sleep)
+
     async def sync(self, request_id: RequestId) -> Synced:
         """Keep what a job has changed so far. Raises `ConflictError` when it does not run.
 

@@ -54,6 +54,8 @@ class Found:
     """When its script began; None when it never did."""
     end: ScriptEnd | None
     """None while the script runs, and when it never began."""
+    vm_end: VmEnd | None = None
+    """How the VM ended; None while it lives, and when nothing of it is left."""
 
 
 class UnreachableError(MagsError):
@@ -91,11 +93,11 @@ class VmLink:
                 link = cls(engine, handle, opened, clock)
         state = read_stream(handle.run_directory, SCRIPT_STREAM)
         if state is None:
-            return Found(link, None, None)
+            return Found(link, None, None, vm_end)
         began_at = _moment(state.opened_ns) or clock.now()
         if state.is_over:
-            return Found(link, began_at, _script_end(state))
-        return Found(link, began_at, None if vm_end is None else _lost(vm_end))
+            return Found(link, began_at, _script_end(state), vm_end)
+        return Found(link, began_at, None if vm_end is None else _lost(vm_end), vm_end)
 
     async def script_ended(self) -> ScriptEnd:
         """Return how the script ended once it has, or its VM has.
@@ -110,15 +112,30 @@ class VmLink:
                 _log.debug("connection_ended", vm=self._handle.vm, error=str(error))
             if (known := self.known_end()) is not None:
                 return known
-            await self._connection.aclose()
-            connection = await _reached(self._engine, self._handle)
-            if isinstance(connection, VmEnd):
+            if (vm_end := await self._reopened(attempt)) is not None:
                 # It may have been the last thing that the shim wrote down.
-                return self.known_end() or _lost(connection)
-            self._connection = connection
-            self.on_journal(self._on_journal)
-            await self._clock.sleep(backoff_s(attempt))
+                return self.known_end() or _lost(vm_end)
             attempt += 1
+
+    async def vm_ended(self) -> VmEnd:
+        """Return how the VM ended once it has. A connection that breaks before is opened again."""
+        attempt = 0
+        while True:
+            await self._connection.closed()
+            if (vm_end := await self._reopened(attempt)) is not None:
+                return vm_end
+            attempt += 1
+
+    async def _reopened(self, attempt: int) -> VmEnd | None:
+        """Open a connection in place of a broken one; return the VM's end if it has ended."""
+        await self._connection.aclose()
+        connection = await _reached(self._engine, self._handle)
+        if isinstance(connection, VmEnd):
+            return connection
+        self._connection = connection
+        self.on_journal(self._on_journal)
+        await self._clock.sleep(backoff_s(attempt))
+        return None
 
     def known_end(self) -> ScriptEnd | None:
         """Return how the script ended, if it has."""

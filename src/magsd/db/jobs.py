@@ -214,10 +214,26 @@ def spec(tx: Connection, request_id: RequestId) -> RunSpec:
     return RunSpec(script=row.script, **settings)
 
 
+def environment(tx: Connection, request_id: RequestId) -> Mapping[str, str]:
+    """Return the variables that a job asked for. Raises `LookupError` when it is gone."""
+    found = tx.execute(
+        select(job.c.spec).where(job.c.request_id == request_id)
+    ).scalar_one_or_none()
+    if found is None:
+        raise LookupError(request_id)
+    variables: Mapping[str, str] = found["environment"]
+    return variables
+
+
 def set_goal(tx: Connection, request_id: RequestId, goal: Goal, *, seen_version: int) -> bool:
     """Set a job's goal if nobody did since `seen_version` was read. False: read again."""
     parameters = {"id": request_id, "seen": seen_version, "want": goal, "next": seen_version + 1}
     return (tx.execute(_SET_GOAL, parameters)).rowcount == 1
+
+
+def set_no_sleep(tx: Connection, request_id: RequestId, no_sleep: bool) -> None:
+    """Write down whether a job may sleep."""
+    tx.execute(update(job).where(job.c.request_id == request_id).values(no_sleep=no_sleep))
 
 
 def by_idempotency_key(

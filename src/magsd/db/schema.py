@@ -133,6 +133,8 @@ run = Table(
     Column("base_version", Integer),
     Column("is_synced", Boolean),
     Column("manifest", JSON),
+    # Of a persistent job, which goes on then.
+    Column("script_ended_at", Instant),
     Index(None, "node", "state"),
     Index(None, "account_id", "state"),
     Index(None, "ended_at"),

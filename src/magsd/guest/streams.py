@@ -6,7 +6,9 @@ agent or shim refuse and when the connection ends.
 """
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
+import signal
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,7 +17,9 @@ from magsd.guest.state import wait_status
 from magsd.guest.transient import Stream
 from magsd.guest.wire import Channel, Fields, pack_fields
 
-_OUTPUT_MAX: Final = 4 << 20
+OUTPUT_MAX_BYTES: Final = 4 << 20
+_LAST_WORDS_S: Final = 2.0
+"""How long a command that was killed may take to be over: what it printed is on its way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,8 @@ class ExecResult:
     stderr: bytes
     is_truncated: bool
     """It printed more, which was dropped."""
+    has_timed_out: bool = False
+    """Its time was over: it was killed. If its end was not seen, the status is that of SIGKILL."""
 
 
 async def control(connection: ShimConnection, what: str, **fields: str | Sequence[str]) -> Fields:
@@ -91,13 +97,17 @@ async def run(
     environment: Mapping[str, str],
     cwd: str = "/root",
     stdin: bytes | None = None,
-    output_max: int = _OUTPUT_MAX,
+    output_max: int = OUTPUT_MAX_BYTES,
+    may_keep: Callable[[int], int] | None = None,
+    timeout_s: float | None = None,
 ) -> ExecResult:
     """Run a command to its end, with exactly `environment`; cancelled, kill it.
 
-    Of stdout and of stderr `output_max` bytes each are kept. A program that
-    cannot be started ends with exit code 126 or 127.
+    Of stdout and of stderr `output_max` bytes each are kept, and of each piece
+    no more than `may_keep` says. After `timeout_s` its process group is killed.
+    A program that cannot be started ends with exit code 126 or 127.
     """
+    output = _Output(output_max, may_keep or (lambda count: count))
     pairs = [("arg", argument) for argument in argv]
     pairs += [("env", f"{name}={value}") for name, value in environment.items()]
     pairs.append(("cwd", cwd))
@@ -105,11 +115,11 @@ async def run(
         pairs.append(("stdin", "open"))
     async with await connection.open_stream(pack_fields("exec", pairs)) as stream:
         if stdin is None:
-            return await _collect(stream, output_max)
+            return await _collect(stream, output, timeout_s)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(_feed(stream, stdin), name="exec-stdin")
-                return await _collect(stream, output_max)
+                return await _collect(stream, output, timeout_s)
         except ExceptionGroup as errors:
             # Both may fail, and for the same reason: the stream or the connection ended.
             raise errors.exceptions[0] from None
@@ -120,18 +130,48 @@ async def _feed(stream: Stream, data: bytes) -> None:
     await stream.write_eof()
 
 
-async def _collect(stream: Stream, output_max: int) -> ExecResult:
-    kept = {Channel.OUT: bytearray(), Channel.ERR: bytearray()}
-    is_truncated = False
-    while (piece := await stream.read_any()) is not None:
-        channel, data = piece
-        room = output_max - len(kept[channel])
-        kept[channel] += data[:room]
-        is_truncated = is_truncated or len(data) > room
-    ended = await stream.exit()
-    return ExecResult(
-        wait_status=wait_status(ended.value),
-        stdout=bytes(kept[Channel.OUT]),
-        stderr=bytes(kept[Channel.ERR]),
-        is_truncated=is_truncated,
-    )
+class _Output:
+    """What is kept of a command's output."""
+
+    def __init__(self, most: int, may_keep: Callable[[int], int]) -> None:
+        self._most = most
+        self._may_keep = may_keep
+        self.kept = {Channel.OUT: bytearray(), Channel.ERR: bytearray()}
+        self._is_cut: set[Channel] = set()
+
+    def add(self, channel: Channel, data: bytes) -> None:
+        """Keep as much of `data` as may be; nothing more of a channel of which some was dropped."""
+        kept = self.kept[channel]
+        room = min(len(data), self._most - len(kept))
+        allowed = 0 if channel in self._is_cut or not room else self._may_keep(room)
+        kept += data[:allowed]
+        if allowed < len(data):
+            self._is_cut.add(channel)
+
+    async def read(self, stream: Stream) -> int:
+        """Read a stream to its end; return its wait status."""
+        while (piece := await stream.read_any()) is not None:
+            self.add(*piece)
+        return wait_status((await stream.exit()).value)
+
+    def result(self, status: int, *, has_timed_out: bool = False) -> ExecResult:
+        """Return what became of the command."""
+        return ExecResult(
+            wait_status=status,
+            stdout=bytes(self.kept[Channel.OUT]),
+            stderr=bytes(self.kept[Channel.ERR]),
+            is_truncated=bool(self._is_cut),
+            has_timed_out=has_timed_out,
+        )
+
+
+async def _collect(stream: Stream, output: _Output, timeout_s: float | None) -> ExecResult:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            return output.result(await output.read(stream))
+    await stream.signal(signal.SIGKILL)
+    status: int = signal.SIGKILL
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_LAST_WORDS_S):
+            status = await output.read(stream)
+    return output.result(status, has_timed_out=True)

@@ -7,6 +7,8 @@ step. It asks for a goal, and the run's actor walks there one `Step` at a time:
        |                    |            |
        +------discard-------+            +--stop--> stopping --> ended
 
+A run of a persistent job stays `running` when its script is over (`stay`), until somebody wants
+its end or its VM is lost.
 A run whose changes are kept is `saving` before it is `ended`: its result is known then, its VM is
 of no use any more, and its disk is.
 
@@ -70,6 +72,8 @@ class Step(StrEnum):
     """Find the VM of a run that this process did not start."""
     FOLLOW = "follow"
     """Wait for the script's end, the VM's end or another goal, whichever is first."""
+    STAY = "stay"
+    """Wait for the VM's end or another goal: the script is over, and its VM stays."""
     STOP = "stop"
     """End the script and give the VM back."""
     SAVE = "save"
@@ -103,13 +107,19 @@ launch lose them too, so it is not few; it ends a run that kills daemons."""
 
 
 def next_step(
-    state: RunState, goal: Goal, *, is_attached: bool, is_claimed: bool = False
+    state: RunState,
+    goal: Goal,
+    *,
+    is_attached: bool,
+    is_claimed: bool = False,
+    is_script_over: bool = False,
 ) -> Step | None:
     """Return what to do for a run in `state` towards `goal`, or None when it has ended.
 
     `is_attached` says whether the asker holds a connection to the run's VM:
     an actor of a restarted daemon does not. `is_claimed`: it holds a VM from
-    the pool in which nothing was begun yet.
+    the pool in which nothing was begun yet. `is_script_over`: the end of the
+    script is recorded, and its VM is to stay.
     """
     if state is RunState.ENDED:
         return None
@@ -121,7 +131,7 @@ def next_step(
         return Step.BEGIN if is_claimed and goal not in OVER else Step.RECOVER
     if state is RunState.STOPPING or goal in OVER:
         return Step.STOP
-    return Step.FOLLOW
+    return Step.STAY if is_script_over else Step.FOLLOW
 
 
 def admit(goal: Goal, want: Goal, *, is_over: bool) -> Goal:

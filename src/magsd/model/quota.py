@@ -88,9 +88,7 @@ def completed(spec: JobSpec, limits: Limits) -> RunSpec:
     return RunSpec(
         script=spec.script,
         environment=dict(spec.environment),
-        timeout_s=_bounded(
-            "timeout", spec.timeout_s, limits.default_timeout_s, 1, limits.max_timeout_s
-        ),
+        timeout_s=_timeout(spec, limits),
         rootfs_type=spec.rootfs_type,
         vcpus=_bounded("vcpus", spec.vcpus, limits.default_vcpus, 1, limits.max_vcpus),
         memory_mb=_bounded(
@@ -103,6 +101,12 @@ def completed(spec: JobSpec, limits: Limits) -> RunSpec:
         disk_gb=_bounded("disk_gb", spec.disk_gb, limits.default_disk_gb, 1, limits.max_disk_gb),
         ignored=spec.ignored,
     )
+
+
+def _timeout(spec: JobSpec, limits: Limits) -> int | None:
+    if spec.persistent and spec.timeout_s is None:
+        return None
+    return _bounded("timeout", spec.timeout_s, limits.default_timeout_s, 1, limits.max_timeout_s)
 
 
 def _bounded(name: str, asked: int | None, default: int, least: int, most: int) -> int:

@@ -97,6 +97,9 @@ class JobSpec:
     no_sync: bool = False
     file_ids: tuple[str, ...] = ()
     """Uploads that the script is to find."""
+    persistent: bool = False
+    """The VM stays when the script is over."""
+    no_sleep: bool = False
     ignored: tuple[str, ...] = ()
     """Names of request fields that nobody knows; told in the reply and in the system log."""
 
@@ -107,7 +110,8 @@ class RunSpec:
 
     script: str
     environment: Mapping[str, str]
-    timeout_s: int
+    timeout_s: int | None
+    """None: the script may take as long as it likes."""
     rootfs_type: str
     vcpus: int
     memory_mb: int
@@ -161,6 +165,8 @@ class Run:
     """When its launch began."""
     started_at: datetime | None = None
     """When its script began."""
+    script_ended_at: datetime | None = None
+    """Of a persistent job: when its script was over; `exit_code` is final from then on."""
     ended_at: datetime | None = None
     exit_code: int | None = None
     code: JobCode | None = None
@@ -201,6 +207,8 @@ class JobStatus:
     engine: str
     isolation: str
     generation: int
+    script_ended_at: datetime | None = None
+    """Of a persistent job: when its script was over."""
     workspace_synced: bool | None = None
     """Whether the object store has what it changed; None before its end, and without a
     workspace."""
@@ -214,6 +222,18 @@ class JobStatus:
     def sleeping(self) -> bool:
         """Whether its VM sleeps."""
         return self.status is Status.SLEEPING
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True)
+class Executed:
+    """What became of a command that was run in a job's VM."""
+
+    exit_code: int
+    stdout: bytes
+    stderr: bytes
+    duration_ms: int
+    is_truncated: bool
+    """It printed more."""
 
 
 @dataclass(frozen=True, slots=True)

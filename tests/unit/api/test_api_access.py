@@ -44,7 +44,7 @@ def test_the_document_has_every_route():
     routed = [(PREFIXES[0], route) for router in ROUTERS for route in router.routes]
     routed += [("", route) for route in system.router.routes]
     assert documented == {
-        (method, prefix + route.path) for prefix, route in routed for method in route.methods
+        (method, prefix + route.path_format) for prefix, route in routed for method in route.methods
     }
 
 

@@ -71,6 +71,18 @@ def test_a_status():
     }
 
 
+def test_a_job_whose_vm_stays():
+    stays = dataclasses.replace(RUNNING, persistent=True)
+    reply = sent(render.status(stays))
+    JobReply.model_validate(reply)
+    assert (reply["persistent"], reply["script_ended_at"]) == (True, None)
+    over = dataclasses.replace(stays, exit_code=3, script_ended_at=NOW)
+    reply = sent(render.status(over))
+    JobReply.model_validate(reply)
+    assert (reply["status"], reply["exit_code"]) == ("running", 3)
+    assert reply["script_ended_at"] == "2026-01-31T12:00:00.250Z"
+
+
 def test_a_failure():
     failed = dataclasses.replace(
         RUNNING,

@@ -34,6 +34,8 @@ def test_everything():
         base_workspace_id="theirs",
         no_sync=True,
         file_ids=["file_1"],
+        persistent=True,
+        no_sleep=True,
     )
     assert dataclasses.asdict(spec) == {
         "script": "echo hi",
@@ -49,6 +51,8 @@ def test_everything():
         "base_workspace_id": "theirs",
         "no_sync": True,
         "file_ids": ("file_1",),
+        "persistent": True,
+        "no_sleep": True,
         "ignored": (),
     }
 
@@ -73,8 +77,6 @@ def test_what_asks_for_nothing_is_accepted():
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("persistent", True),
-        ("no_sleep", True),
         ("startup_command", "true"),
         ("idle_timeout", 60),
         ("reset", True),
@@ -83,6 +85,16 @@ def test_what_asks_for_nothing_is_accepted():
 def test_what_is_not_built_is_refused(name, value):
     with pytest.raises(InvalidError, match=f"^{name} is not supported by this version"):
         asked(**{name: value})
+
+
+def test_only_what_stays_may_be_kept_from_sleep():
+    assert asked(persistent=True, environment={"__MAGS_KEEP_ALIVE": "true"}).no_sleep
+    assert not asked(persistent=True, no_sleep=False).no_sleep
+    for fields in ({"no_sleep": True}, {"environment": {"__MAGS_KEEP_ALIVE": "true"}}):
+        with pytest.raises(InvalidError, match="no_sleep needs persistent"):
+            asked(**fields)
+    with pytest.raises(InvalidError, match="__MAGS_KEEP_ALIVE must be true or false"):
+        asked(persistent=True, environment={"__MAGS_KEEP_ALIVE": "yes"})
 
 
 def test_unknown_fields_are_ignored_and_kept_fit_to_be_told():

@@ -46,11 +46,18 @@ def test_every_end_of_a_vm_has_a_code_and_a_sentence(reason):
     assert result.error
 
 
+@pytest.mark.parametrize("exit_code", [None, 0, 3, 143])
+def test_a_job_that_goes_on_until_it_is_stopped_completes_by_that(exit_code):
+    result = outcome.of_stopped_persistent(exit_code)
+    assert (result.exit_code, result.code, result.error) == (exit_code, None, None)
+    assert result.line == outcome.STOPPED.line == "the job was stopped"
+
+
 def test_ends_that_nobody_chose():
     timeout = outcome.of_timeout(7)
     assert (timeout.exit_code, timeout.code) == (124, JobCode.TIMEOUT)
     assert "7 s" in timeout.error
     failed = outcome.of_failed_launch(LaunchError("no", "detail", JobCode.IMAGE_DAMAGED))
-    assert failed == outcome.Outcome(None, JobCode.IMAGE_DAMAGED, "no")
+    assert failed == outcome.Outcome(None, JobCode.IMAGE_DAMAGED, "no", "no")
     assert outcome.of_broken(has_begun=True).exit_code == 137
     assert outcome.of_broken(has_begun=False).exit_code is None

@@ -72,6 +72,13 @@ def test_what_runs_is_followed_and_what_waits_is_launched(state, is_attached):
         assert step is (Step.STOP if state is RunState.STOPPING else Step.FOLLOW)
 
 
+@given(st.sampled_from(LIVE), st.sampled_from(Goal), st.booleans())
+def test_a_script_that_is_over_is_not_followed_again(state, goal, is_attached):
+    before = next_step(state, goal, is_attached=is_attached)
+    after = next_step(state, goal, is_attached=is_attached, is_script_over=True)
+    assert after is (Step.STAY if before is Step.FOLLOW else before)
+
+
 @given(st.sampled_from(Goal), st.lists(st.tuples(st.sampled_from(Goal), st.booleans())))
 def test_goals_only_move_towards_the_end(goal, asked):
     rank = {Goal.RUNNING: 0, Goal.ASLEEP: 0, Goal.STOPPED: 1, Goal.DELETED: 2}

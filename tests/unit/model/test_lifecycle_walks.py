@@ -37,6 +37,8 @@ class Life(RuleBasedStateMachine):
         self.is_alive = False
         self.has_begun = False
         self.is_kept = False
+        self.is_persistent = False
+        self.is_script_over = False
 
     def move(self, state):
         assert state in STATES_AFTER[self.state], f"{self.state} -> {state}"
@@ -53,13 +55,22 @@ class Life(RuleBasedStateMachine):
 
     def step(self):
         return next_step(
-            self.state, self.goal, is_attached=self.is_attached, is_claimed=self.is_claimed
+            self.state,
+            self.goal,
+            is_attached=self.is_attached,
+            is_claimed=self.is_claimed,
+            is_script_over=self.is_script_over,
         )
 
-    @initialize(is_claimed=st.booleans(), epoch=st.integers(1, LAUNCHES_MAX), is_kept=st.booleans())
-    def submit(self, is_claimed, epoch, is_kept):
+    @initialize(
+        is_claimed=st.booleans(),
+        epoch=st.integers(1, LAUNCHES_MAX),
+        is_kept=st.booleans(),
+        is_persistent=st.booleans(),
+    )
+    def submit(self, is_claimed, epoch, is_kept, is_persistent):
         """A job that found a waiting VM is launching from the start."""
-        self.epoch, self.is_kept = epoch, is_kept
+        self.epoch, self.is_kept, self.is_persistent = epoch, is_kept, is_persistent
         if is_claimed:
             self.state = RunState.LAUNCHING
             self.is_claimed = self.is_alive = True
@@ -97,6 +108,7 @@ class Life(RuleBasedStateMachine):
             Step.BEGIN: self.begin,
             Step.RECOVER: self.recover,
             Step.FOLLOW: self.follow,
+            Step.STAY: self.stay,
             Step.STOP: self.stop,
             Step.SAVE: self.save,
         }[step](is_cut, is_well)
@@ -162,7 +174,19 @@ class Life(RuleBasedStateMachine):
     def follow(self, _is_cut, is_over):
         assert self.is_attached
         assert self.goal not in OVER
-        if is_over or not self.is_alive:
+        assert not self.is_script_over, "a script is followed once"
+        if not self.is_alive:
+            self.end()
+        elif is_over and self.is_persistent:
+            self.is_script_over = True
+        elif is_over:
+            self.end()
+
+    def stay(self, _is_cut, _is_well):
+        assert self.is_attached
+        assert self.is_persistent
+        assert self.goal not in OVER
+        if not self.is_alive:
             self.end()
 
     def stop(self, is_cut, _is_well):

@@ -166,3 +166,42 @@ def test_usage_is_shown(client):
     assert after["total_jobs"] == before["total_jobs"] + 1
     assert after["completed_jobs"] == before["completed_jobs"] + 1
     assert after["vm_seconds"] > before["vm_seconds"]
+
+
+def test_a_sandbox_is_made_used_changed_resized_and_stopped(client):
+    new, done, failed, updated, resized, kept, stopped, status = client(
+        "new = mags.new('a-sandbox', persistent=True, poll_interval=0.1)\n"
+        "done = mags.exec('a-sandbox', 'echo $HOME; echo kept > /root/file')\n"
+        "failed = mags.exec('a-sandbox', 'echo oops >&2; exit 7', timeout=5)\n"
+        "updated = mags.update_job(new['request_id'], no_sleep=True)\n"
+        "resized = mags.resize('a-sandbox', 3, poll_interval=0.1)\n"
+        "kept = mags.exec('a-sandbox', 'cat /root/file; df --output=size -BG / | tail -1')\n"
+        "stopped = mags.stop('a-sandbox')\n"
+        "status = mags.status(resized['request_id'])\n"
+        "show([new, done, failed, updated, resized, kept, stopped, status])"
+    )
+
+    assert new["status"] == resized["status"] == "running"
+    assert new["request_id"] != resized["request_id"]
+    assert done == {"exit_code": 0, "output": "/root\n", "stderr": ""}
+    assert failed == {"exit_code": 7, "output": "", "stderr": "oops\n"}
+    assert updated == {"success": True, "message": "Job updated"}
+    name, size = kept["output"].split()
+    assert (name, size) == ("kept", "3G")
+    assert stopped["success"] is True
+    assert (status["status"], status["persistent"]) == ("completed", True)
+
+
+def test_a_sandbox_without_a_name_in_the_store_is_gone_when_it_is_stopped(client):
+    stopped, again = client(
+        "mags.new('passing-by', poll_interval=0.1)\n"
+        "mags.exec('passing-by', 'echo gone > /root/file')\n"
+        "stopped = mags.stop('passing-by')\n"
+        "mags.new('passing-by', poll_interval=0.1)\n"
+        "again = mags.exec('passing-by', 'cat /root/file')\n"
+        "mags.stop('passing-by')\n"
+        "show([stopped, again])"
+    )
+
+    assert stopped["status"] == "completed"
+    assert again["exit_code"] == 1

@@ -126,6 +126,37 @@ def test_a_job_outlives_the_daemon(server: Server, end) -> None:
     assert server.run("echo fine")["stdout"] == ["fine"]
 
 
+def _exec(server: Server, job: str, command: str, **fields: Any) -> dict[str, Any]:
+    with server.http() as http:
+        reply = http.post(f"/mags-jobs/{job}/exec", json={"command": command, **fields})
+    assert reply.status_code == 200, reply.text
+    return dict(reply.json())
+
+
+def test_a_vm_that_stays_takes_commands_whatever_becomes_of_the_daemon(server: Server) -> None:
+    job = server.submit("echo mine > /root/file; exit 3", persistent=True, workspace_id="lasting")
+    vm = server.running(job)["vm_id"]
+    assert _exec(server, job, "hostname")["stdout"] == f"mags-{vm}\n"
+    server.kill()
+    server.start()
+    status = server.running(job)
+    assert (status["vm_id"], status["exit_code"]) == (vm, 3)
+    done = _exec(server, job, "cat /root/file; echo more > /root/more; exit 4")
+    assert (done["exit_code"], done["stdout"]) == (4, "mine\n")
+    done = _exec(server, job, "echo so far; sleep 1234 & sleep 1234", timeout=1)
+    assert (done["exit_code"], done["stdout"]) == (124, "so far\n")
+    assert _exec(server, job, "pgrep -f '[s]leep 1234'")["exit_code"] == 1
+    done = _exec(server, job, "head -c 20000000 /dev/zero", timeout=60)
+    assert (done["truncated"], len(done["stdout"])) == (True, 4 << 20)
+    with ThreadPoolExecutor(20) as threads:
+        many = list(threads.map(lambda n: _exec(server, job, f"echo {n}", timeout=60), range(20)))
+    assert [one["stdout"] for one in many] == [f"{n}\n" for n in range(20)]
+    stopped = _stop(server, job)
+    assert (stopped["status"], stopped["exit_code"]) == ("completed", 3)
+    done = server.run("cat /root/file /root/more", workspace_id="lasting")
+    assert done["stdout"] == ["mine", "more"]
+
+
 def test_limits_hold(server: Server) -> None:
     hog = "awk 'BEGIN { x = \"x\"; while (i++ < 20) x = x x; for (;;) a[n++] = x n }'"
     done = server.run(f"{hog}; echo $?; echo fine", memory_mb=128)

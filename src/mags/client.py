@@ -16,10 +16,10 @@ from urllib.parse import quote
 from mags import config
 from mags.calls import JsonObject
 from mags.errors import MagsError
+from mags.sandboxes import FINAL_STATUSES, SandboxCalls
 from mags.transport import Transport
 from mags.workspaces import WorkspaceCalls
 
-FINAL_STATUSES: Final = frozenset({"completed", "error"})
 _LONG_POLL_S: Final = 25
 _RECONNECTS_MAX: Final = 10
 _RECONNECT_FIRST_S: Final = 0.2
@@ -28,7 +28,7 @@ _STOP_S: Final = 30
 """The server answers a stop within 25 s."""
 
 
-class Mags(WorkspaceCalls):
+class Mags(WorkspaceCalls, SandboxCalls):
     """A server and a token.
 
     `api_token` and `api_url` default to `MAGS_API_TOKEN` (or `MAGS_TOKEN`) and
@@ -278,11 +278,12 @@ class Mags(WorkspaceCalls):
         """Return `{"account", "token_id", "scopes"}` of the token."""
         return self._object("GET", "/whoami")
 
-    def _job_path(self, name_or_id: str, what: str) -> str:
+    def _job_path(self, name_or_id: str, what: str = "") -> str:
         if not name_or_id.strip(".") or "/" in name_or_id:
             # No path segment can carry such a name.
             job = self.find_job(name_or_id)
             if job is None:
                 raise MagsError(f"No job found for '{name_or_id}'", code="not_found")
             name_or_id = job["request_id"]
-        return f"/mags-jobs/{quote(name_or_id, safe='')}/{what}"
+        path = f"/mags-jobs/{quote(name_or_id, safe='')}"
+        return f"{path}/{what}" if what else path

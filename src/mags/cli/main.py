@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from mags import __version__
-from mags.cli import output, workspaces
+from mags.cli import live, output, workspaces
 from mags.cli.options import JsonOption, client
 from mags.cli.usage import usage
 from mags.errors import MagsError
@@ -326,6 +326,7 @@ def whoami(as_json: JsonOption = False) -> None:
 
 
 app.command()(usage)
+live.add_to(app)
 
 
 def _exit_code(error: MagsError) -> int:

@@ -1,0 +1,111 @@
+"""Sandboxes that stay: what the client and the command send, and what they make of the replies."""
+
+import sys
+
+import pytest
+
+from mags import Mags
+from mags.cli import main as cli
+from mags.errors import MagsError
+from tests.unit.client.local_api import Reply
+
+JOB = "0b8a4b1e-6f1c-4f8e-9a39-0d5a0c3c4c11"
+JOBS = "/api/v1/mags-jobs"
+
+
+@pytest.fixture
+def run(api, monkeypatch, capfdbinary):
+    monkeypatch.setenv("MAGS_API_URL", api.url)
+    monkeypatch.setenv("MAGS_API_TOKEN", "secret")
+
+    def run(*arguments):
+        """Return exit code, stdout and stderr of a command."""
+        monkeypatch.setattr(sys, "argv", ["mags", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        printed = capfdbinary.readouterr()
+        return caught.value.code or 0, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture
+def mags(api):
+    with Mags("secret", api.url) as mags:
+        yield mags
+
+
+def test_a_new_sandbox_is_waited_for(api, mags):
+    api.on("POST", JOBS, Reply({"request_id": JOB}, 202))
+    pending, running = {"status": "pending", "vm_id": ""}, {"status": "running", "vm_id": "01"}
+    api.on("GET", f"{JOBS}/{JOB}/status", pending, running)
+
+    assert mags.new("box", disk_gb=3, poll_interval=0) == {"request_id": JOB, "status": "running"}
+
+    assert api.requests[0].body == {
+        "script": "sleep infinity",
+        "type": "inline",
+        "persistent": True,
+        "workspace_id": "box",
+        "no_sync": True,
+        "disk_gb": 3,
+    }
+    mags.new("box", persistent=True)
+    assert "no_sync" not in api.requests[3].body
+
+
+def test_a_new_sandbox_that_does_not_come_up_is_told(api, mags):
+    api.on("POST", JOBS, Reply({"request_id": JOB}, 202))
+    api.on("GET", f"{JOBS}/{JOB}/status", {"status": "error", "error": "no VM came up"})
+    with pytest.raises(MagsError, match="ended unexpectedly: no VM came up"):
+        mags.new("box")
+    api.replies.clear()
+    api.on("POST", JOBS, Reply({"request_id": JOB}, 202))
+    api.on("GET", f"{JOBS}/{JOB}/status", {"status": "pending", "vm_id": ""})
+    with pytest.raises(MagsError, match="did not start within 0"):
+        mags.new("box", timeout=0)
+
+
+def test_a_command_and_settings(api, mags):
+    done = {"exit_code": 7, "stdout": "out", "stderr": "err", "duration_ms": 1}
+    api.on("POST", f"{JOBS}/box/exec", done)
+    api.on("PATCH", f"{JOBS}/box", {"success": True})
+
+    assert mags.exec("box", "x", timeout=5) == {"exit_code": 7, "output": "out", "stderr": "err"}
+    assert mags.update_job("box", no_sleep=False) == {"success": True}
+
+    assert [request.body for request in api.requests] == [
+        {"command": "x", "timeout": 5},
+        {"no_sleep": False},
+    ]
+
+
+def test_new_prints_the_id_alone(api, run):
+    api.on("POST", JOBS, Reply({"request_id": JOB}, 202))
+    api.on("GET", f"{JOBS}/{JOB}/status", {"status": "running", "vm_id": "01"})
+
+    code, printed, told = run("new", "box", "-p", "--base", "tools", "--disk", "3")
+
+    assert (code, printed) == (0, f"{JOB}\n".encode())
+    assert b"mags exec box" in told
+    body = api.requests[0].body
+    assert (body["base_workspace_id"], body["disk_gb"], "no_sync" in body) == ("tools", 3, False)
+
+
+def test_exec_prints_what_the_command_did_and_ends_as_it_did(api, run):
+    done = {"exit_code": 7, "stdout": "no newline", "stderr": "\u00e9\n", "duration_ms": 1}
+    api.on("POST", f"{JOBS}/box/exec", done)
+
+    told = run("exec", "--timeout", "9", "box", "ls", "-l", "--all", "/root")
+
+    assert told == (7, b"no newline", "\u00e9\n".encode())
+    assert api.requests[0].body == {"command": "ls -l --all /root", "timeout": 9}
+
+
+def test_set_changes_settings(api, run):
+    api.on("PATCH", f"{JOBS}/box", {"success": True, "message": "Job updated"})
+
+    assert run("set", "box", "--no-sleep") == (0, b"Job updated\n", b"")
+    run("set", "box", "--sleep")
+
+    assert [request.body for request in api.requests] == [{"no_sleep": True}, {"no_sleep": False}]

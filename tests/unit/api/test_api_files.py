@@ -153,3 +153,6 @@ async def test_the_same_submit_with_other_files_is_another(client, admin):
         body = {"script": "true", "file_ids": [file.file_id]}
         reply = await client.post(JOBS, json=body, headers=headers)
         assert reply.status_code == status
+    # What other tests see of this service is to be theirs.
+    for job in await admin.jobs():
+        await admin.until(job.request_id)

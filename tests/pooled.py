@@ -27,12 +27,20 @@ def loop_devices(file: Path) -> list[str]:
 
 
 def inner_loop_devices(data: Path) -> list[str]:
-    """The loop devices of what is in the pool."""
+    """The loop devices of what is in the pool, each with the file that it is."""
     if not (data / IMAGE).exists():
         return []
     with shown(data / IMAGE) as root:
         device = root.stat().st_dev
-        return sorted(name for name, found in _backing() if found[0] == device)
+        inner = [name for name, found in _backing() if found[0] == device]
+        return sorted(f"{name} {_file_of(name)}" for name in inner)
+
+
+def _file_of(name: str) -> str:
+    try:
+        return Path("/sys/block", name, "loop/backing_file").read_text().strip()
+    except OSError:  # It is none any more.
+        return ""
 
 
 def _backing() -> Iterator[tuple[str, tuple[int, int]]]:

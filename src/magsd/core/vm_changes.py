@@ -50,6 +50,14 @@ class Kept:
     """Another version became the head before it could."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What the last capture of a live VM found."""
+
+    stamp: str
+    layer: Layer | None
+
+
 class VmChanges:
     """The changes of one run."""
 
@@ -57,6 +65,7 @@ class VmChanges:
         self._node = node
         self._row = row
         self._capturing = asyncio.Lock()
+        self._seen: _Seen | None = None
         self._log = _log.bind(request_id=row.request_id)
 
     @property
@@ -168,7 +177,9 @@ class VmChanges:
         )
         async with node.layer_names:
             if layer is not None and not node.layers.path(layer.sha256).exists():
-                # The same was in another workspace, which was deleted at this moment.
+                # The same was in another workspace, which was deleted at this moment; or here, and
+                # it was made before.
+                self._seen = None
                 raise CapacityError("the workspace cannot be saved at this moment: try again")
             version = await finish(node.database.write(lambda tx: workspaces.add(tx, new)))
         node.uploads.want(version.workspace_id)
@@ -176,11 +187,19 @@ class VmChanges:
 
     async def _packed(self, handle: Handle) -> Layer | None:
         layers = self._node.layers
-        async with self._engine.still(handle) as capture:
-            if capture.directory is not None:
-                return await layers.pack_directory(capture.directory)
-            assert capture.tar is not None
-            return await layers.pack_tar(capture.tar, await self._limits())
+        seen, self._seen = self._seen, None
+        async with self._engine.still(handle, "" if seen is None else seen.stamp) as capture:
+            if capture.is_unchanged:
+                assert seen is not None
+                layer = seen.layer
+            elif capture.directory is not None:
+                layer = await layers.pack_directory(capture.directory)
+            else:
+                assert capture.tar is not None
+                layer = await layers.pack_tar(capture.tar, await self._limits())
+        if capture.stamp:
+            self._seen = _Seen(capture.stamp, layer)
+        return layer
 
     async def _limits(self) -> TarLimits:
         """Return how much a guest may give: no more than fits its disk."""

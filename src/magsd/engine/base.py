@@ -133,7 +133,7 @@ class Stats:
 
 @dataclass(frozen=True)
 class Capture:
-    """What a VM has changed, at one moment: exactly one of both is set."""
+    """What a VM has changed, at one moment: `directory` or `tar`, unless it is what it was before."""
 
     directory: Path | None = None
     """An OverlayFS upper directory to read, valid inside the context: below /proc/<pid>/fd, so
@@ -143,6 +143,10 @@ class Capture:
     Names are relative; the first is the directory itself. Whiteouts are character devices 0:0,
     opaque directories have `SCHILY.xattr.trusted.overlay.opaque=y`, files with holes are in GNU's
     sparse format 1.0. It raises `LaunchError` when it does not come to its end."""
+    stamp: str = ""
+    """Of the moment, for `Engine.still` to be told; empty where the engine has none."""
+    is_unchanged: bool = False
+    """Nothing was written since the moment of the stamp that `Engine.still` was told."""
 
 
 class Engine(Protocol):
@@ -178,13 +182,14 @@ class Engine(Protocol):
         """Return when the VM has ended, with the reason. May be called at any
         time, also long after the end and by several callers."""
 
-    def still(self, handle: Handle) -> AbstractAsyncContextManager[Capture]:
+    def still(self, handle: Handle, since: str = "") -> AbstractAsyncContextManager[Capture]:
         """Have one consistent moment of what a VM has changed since it began.
 
         A live one is held meanwhile, for 50 ms at most whatever the size of its
         disk, then goes on; who is killed in the middle leaves nothing held. Or
         one that has ended, and that `stop` was told to keep. What the block
-        reads does not change any more. Raises `LookupError` when there is no
+        reads does not change any more. With the stamp of an earlier capture of this
+        VM it may say that nothing has changed `since`. Raises `LookupError` when there is no
         such VM or its disk is gone, `LaunchError` when it cannot be had.
         """
 

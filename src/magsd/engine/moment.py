@@ -7,8 +7,10 @@ held: each way of holding ends at its deadline, and with our connection.
 
 import asyncio
 import os
+import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
 from typing import Final, Protocol, TypeAlias
 
 import structlog
@@ -34,6 +36,10 @@ _ROUNDS_MAX: Final = 5
 _SETTLED_S: Final = 0.015
 """What is written out so quickly is so again while the VM is held."""
 _ANSWER_S: Final = 5.0
+_CLOCK_REALTIME_COARSE: Final = 5
+"""From linux/time.h: the clock that files' times are taken from."""
+_TICK_S: Final = 0.01
+"""Of that clock, at most."""
 
 
 class Holding(Protocol):
@@ -65,8 +71,18 @@ class _LateError(Exception):
         self.copy_s = copy_s
 
 
-async def of(host: VmHost, handle: Handle, hold: Hold) -> int:
-    """Return a descriptor of a copy of a live VM's image; with it the copy goes.
+@dataclass(frozen=True, slots=True)
+class Still:
+    """An image as it was at one moment."""
+
+    copy: int | None
+    """A descriptor of a copy, which goes with it; None where nothing has changed."""
+    stamp: str = ""
+    """Of the moment; empty where a later write might have the same."""
+
+
+async def of(host: VmHost, handle: Handle, hold: Hold, since: str = "") -> Still:
+    """Return a live VM's image as it is at one moment, or that it is as at the stamp `since`.
 
     Raises `LookupError` when the VM has no disk any more, `LaunchError`.
     """
@@ -75,6 +91,8 @@ async def of(host: VmHost, handle: Handle, hold: Hold) -> int:
         async with asyncio.timeout(_ANSWER_S):
             connection = await ShimConnection.open(handle.run_directory, handle.vm, handle.epoch)
         try:
+            if since and await _is_unchanged(image, connection, hold, since):
+                return Still(None, since)
             return await _moment(host, handle.vm, image, connection, hold)
         finally:
             await finish(connection.aclose())
@@ -101,9 +119,16 @@ async def write_out(host: VmHost, handle: Handle, hold: Hold) -> None:
             await finish(connection.aclose())
 
 
+async def _is_unchanged(image: int, connection: ShimConnection, hold: Hold, since: str) -> bool:
+    """Say whether nothing came into the image since, with all written out now."""
+    async with hold(connection, int(_ANSWER_S * 1000)) as holding, asyncio.timeout(_WRITE_OUT_S):
+        await holding.write_out()
+        return str(os.fstat(image).st_mtime_ns) == since
+
+
 async def _moment(
     host: VmHost, vm: VmId, image: int, connection: ShimConnection, hold: Hold
-) -> int:
+) -> Still:
     has_reflinks = host.disks.has_reflinks(vm)
     holds_s = [*(_HOLDS_S if has_reflinks else ()), _COPY_S]
     while holds_s:
@@ -122,23 +147,24 @@ async def _moment(
 
 async def _one_try(
     host: VmHost, vm: VmId, image: int, connection: ShimConnection, hold: Hold, hold_s: float
-) -> int:
+) -> Still:
     async with hold(connection, int(hold_s * 1000)) as holding:
         async with asyncio.timeout(_WRITE_OUT_S):
             await _settle(host, image, holding)
-        copied: list[int] = []
+        copied: list[Still] = []
         try:
             took_s = await _held_copy(host, vm, image, holding, hold_s, copied)
         except BaseException:
-            for copy in copied:
-                os.close(copy)
+            for each in copied:
+                assert each.copy is not None
+                os.close(each.copy)
             raise
     _log.debug("held", took_s=round(took_s, 4))
     return copied[0]
 
 
 async def _held_copy(
-    host: VmHost, vm: VmId, image: int, holding: Holding, hold_s: float, copied: list[int]
+    host: VmHost, vm: VmId, image: int, holding: Holding, hold_s: float, copied: list[Still]
 ) -> float:
     """Copy the image while the VM is held, and return for how many seconds it was.
 
@@ -176,5 +202,19 @@ async def _settle(host: VmHost, image: int, holding: Holding) -> None:
             return
 
 
-def _copy(host: VmHost, vm: VmId, image: int, copied: list[int]) -> None:
-    copied.append(host.disks.copy_unnamed(vm, image))
+def _copy(host: VmHost, vm: VmId, image: int, copied: list[Still]) -> None:
+    copied.append(Still(host.disks.copy_unnamed(vm, image)))
+    copied[0] = replace(copied[0], stamp=_stamp(image))
+
+
+def _stamp(image: int) -> str:
+    """Return what is another after the next write, unless that may come within the same tick.
+
+    All that the host writes into a file gets the time of the last tick. Where the
+    guest's own kernel writes when it is let go, every moment is another.
+    """
+    written_ns = os.fstat(image).st_mtime_ns
+    if time.clock_gettime_ns(_CLOCK_REALTIME_COARSE) <= written_ns:
+        time.sleep(_TICK_S)
+    is_past = time.clock_gettime_ns(_CLOCK_REALTIME_COARSE) > written_ns
+    return str(written_ns) if is_past else ""

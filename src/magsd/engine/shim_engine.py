@@ -240,31 +240,34 @@ class ShimEngine(ABC):
     # --- what a VM has changed -------------------------------------------------------
 
     @asynccontextmanager
-    async def still(self, handle: Handle) -> AsyncIterator[Capture]:
+    async def still(self, handle: Handle, since: str = "") -> AsyncIterator[Capture]:
         """Have one moment of what a VM has changed; see `Engine.still`."""
         self._check_prepared()
         held = AsyncExitStack()
         try:
             try:
-                disk = await self._disk_of(handle)
-                held.push_async_callback(_close, disk)
-                capture = await self._read(disk, held)
+                disk = await self._disk_of(handle, since)
+                if disk.copy is None:
+                    capture = Capture(stamp=disk.stamp, is_unchanged=True)
+                else:
+                    held.push_async_callback(_close, disk.copy)
+                    capture = replace(await self._read(disk.copy, held), stamp=disk.stamp)
             except OSError as error:
                 raise failure("what the sandbox has changed cannot be read", str(error)) from error
             yield capture
         finally:
             await finish(held.aclose())
 
-    async def _disk_of(self, handle: Handle) -> int:
-        """Return a descriptor of a VM's disk as it was at one moment; it does not change."""
+    async def _disk_of(self, handle: Handle, since: str) -> moment.Still:
+        """Return a VM's disk as it was at one moment; it does not change."""
         if (vm := self._host.vms.get(handle.vm)) is not None:
             if vm.has_ended:
                 raise LookupError("this VM has ended and was not stopped")
-            return await moment.of(self._host, handle, self._hold(vm.record))
+            return await moment.of(self._host, handle, self._hold(vm.record), since)
         if (shim := _living_shim(VmRecord.read(handle.run_directory))) is not None:
             shim.close()
             raise LookupError("this VM lives and was not adopted, or is being stopped")
-        return self._host.disks.open(handle.vm)
+        return moment.Still(self._host.disks.open(handle.vm))
 
     @abstractmethod
     def _hold(self, record: VmRecord) -> Hold:

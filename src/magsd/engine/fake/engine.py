@@ -227,8 +227,8 @@ class FakeEngine:
         return read_end(handle.run_directory, VmRecord.read(handle.run_directory))
 
     @asynccontextmanager
-    async def still(self, handle: Handle) -> AsyncIterator[Capture]:
-        """Have one moment of what a VM has written; see `Engine.still`."""
+    async def still(self, handle: Handle, since: str = "") -> AsyncIterator[Capture]:
+        """Have one moment of what a VM has written, always anew; see `Engine.still`."""
         await self._faults.take("still").come(Moment.BEGIN, self._clock)
         if self._host is None or handle.vm not in self._host.living:
             changes = handle.run_directory / upper.NAME

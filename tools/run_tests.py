@@ -44,7 +44,8 @@ STATIC = (
 )
 _OF_THEIR_OWN = {
     "e2e faults": ("faults",),
-    "e2e states": ("workspaces", "qemu"),
+    "e2e states": ("workspaces", "qemu", "workspaces_qemu", "workspace_faults"),
+    "e2e cycles": ("workspace_cycles", "workspace_model"),
 }
 """Files of end-to-end tests that take long."""
 

@@ -205,3 +205,52 @@ def test_a_sandbox_without_a_name_in_the_store_is_gone_when_it_is_stopped(client
 
     assert stopped["status"] == "completed"
     assert again["exit_code"] == 1
+
+
+def test_a_base_workspace_is_made_forked_listed_and_deleted(client):
+    told = client(
+        "def run(script, **fields):\n"
+        "    done = mags.run_and_wait(script, poll_interval=0.1, **fields)\n"
+        "    lines = [e['message'] for e in done['logs'] if e['source'] == 'stdout']\n"
+        "    return [done['status'], lines]\n"
+        "def names():\n"
+        "    return sorted(w['workspace_id'] for w in mags.list_workspaces()['workspaces'])\n"
+        "before = names()\n"
+        "made = run('echo base > /root/base', workspace_id='published-base')\n"
+        "fork = {'workspace_id': 'published-fork', 'base_workspace_id': 'published-base'}\n"
+        "forked = run('cat /root/base; echo fork > /root/base', **fork)\n"
+        "read = [run('cat /root/base', workspace_id='published-fork'),\n"
+        "        run('cat /root/base', base_workspace_id='published-base')]\n"
+        "listed = [name for name in names() if name not in before]\n"
+        "deleted = [mags.delete_workspace(name)['success'] for name in listed]\n"
+        "show([made, forked, read, listed, deleted, names() == before])"
+    )
+
+    made, forked, read, listed, deleted, is_as_before = told
+    assert made == ["completed", []]
+    assert forked == ["completed", ["base"]]
+    assert read == [["completed", ["fork"]], ["completed", ["base"]]]
+    assert listed == ["published-base", "published-fork"]
+    assert deleted == [True, True]
+    assert is_as_before
+
+
+def test_a_job_that_runs_is_synced(client):
+    synced, status, lines = client(
+        "import time\n"
+        "job = mags.run('echo synced > /root/a; echo done; sleep 1000', workspace_id='synced')\n"
+        "job = job['request_id']\n"
+        "deadline = time.monotonic() + 30\n"
+        "def printed():\n"
+        "    return any(e['message'] == 'done' for e in mags.logs(job)['logs'])\n"
+        "while not printed() and time.monotonic() < deadline:\n"
+        "    time.sleep(0.05)\n"
+        "synced = mags.sync(job)['success']\n"
+        "mags.stop(job)\n"
+        "done = mags.run_and_wait('cat /root/a', workspace_id='synced', poll_interval=0.1)\n"
+        "mags.delete_workspace('synced')\n"
+        "lines = [e['message'] for e in done['logs'] if e['source'] == 'stdout']\n"
+        "show([synced, done['status'], lines])"
+    )
+
+    assert (synced, status, lines) == (True, "completed", ["synced"])

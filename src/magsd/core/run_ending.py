@@ -15,7 +15,7 @@ from magsd.core.outcome import Outcome
 from magsd.core.run_row import RunRow
 from magsd.core.vm_changes import VmChanges
 from magsd.core.vm_hold import VmHold
-from magsd.core.vm_link import ScriptEnd, known_end
+from magsd.core.vm_link import ScriptEnd, began_at, known_end
 from magsd.db import jobs
 from magsd.engine.base import VmEnd
 from magsd.model.errors import InvalidError, LaunchError, TooLargeError
@@ -87,7 +87,10 @@ class RunEnding:
             return
         # Without its engine, which an operator may have taken away, nothing can be stopped.
         if run.vm_id is not None and run.engine in self._node.engines:
-            vm_end = await self._hold.engine.stop(self._hold.handle)
+            keep = self._row.job.is_kept
+            vm_end = await self._hold.engine.stop(self._hold.handle, keep_changes=keep)
+            began = run.started_at or began_at(self._hold.handle)
+            self._row.run = run = dataclasses.replace(run, started_at=began)
             ended = known_end(self._hold.handle)
             if ended is not None and self._row.job.persistent:
                 await self.by_lost_vm(vm_end, ended)

@@ -18,13 +18,14 @@ import structlog
 from sqlalchemy import Connection
 
 from magsd.aio import finish
+from magsd.core import outcome
 from magsd.core.node import Node
 from magsd.core.run_row import RunRow
 from magsd.core.workspace_uploads import IMAGES
 from magsd.db import jobs, runs, workspaces
 from magsd.db.workspaces import NewVersion
 from magsd.engine.base import Engine, Handle
-from magsd.model.errors import CapacityError, JobCode, LaunchError
+from magsd.model.errors import CapacityError, ConflictError, JobCode, LaunchError
 from magsd.model.layers import Layer, Manifest
 from magsd.model.records import Job, Synced, Version, VersionState
 from magsd.storage.images import Image
@@ -81,16 +82,19 @@ class VmChanges:
         """
         await self._turn()
         job = self._row.job
-        manifest, version = await self._node.database.read(partial(_start_of, job=job))
-        if manifest is None:
-            if job.base_workspace_id is not None:
-                text = f"the base workspace {job.base_workspace_id!r} was deleted meanwhile"
-                raise LaunchError(text, "", JobCode.STATE_LOST)
-            manifest = await asyncio.to_thread(_of_image, image)
+        # Read and named in one: what it consists of may be exchanged and deleted between.
+        async with self._node.layer_names:
+            manifest, version = await self._node.database.read(partial(_start_of, job=job))
+            if manifest is None:
+                if job.base_workspace_id is not None:
+                    text = f"the base workspace {job.base_workspace_id!r} was deleted meanwhile"
+                    raise LaunchError(text, "", JobCode.STATE_LOST)
+                manifest = await asyncio.to_thread(_of_image, image)
+            await self._row.begin_from(manifest, version)
         if len(manifest.own_layers) > _LAYERS_MAX:
             manifest = await self._shortened(manifest)
-        async with self._node.layer_names:
-            await self._row.begin_from(manifest, version)
+            async with self._node.layer_names:
+                await self._row.begin_from(manifest, version)
         if job.is_kept:
             # While the script runs: the end has to wait for what is not stored by then.
             self._node.uploads.want_image(manifest.image_layers)
@@ -112,13 +116,17 @@ class VmChanges:
             images = [await layers.ensure(IMAGES, layer) for layer in manifest.image_layers]
             own = [await layers.ensure(account_id, layer) for layer in manifest.own_layers]
         except DamagedLayerError as error:
-            raise LaunchError(error.message, error.detail, JobCode.STATE_LOST) from error
+            text = f"{error.message}; restore an earlier version of the workspace"
+            raise LaunchError(text, error.detail, JobCode.WORKSPACE_DAMAGED) from error
         return [*images, *own]
 
     async def sync(self, handle: Handle) -> Synced:
         """Make a version of what a live VM has changed so far; return when it is stored.
 
-        Never gives up on the store: the caller sets the deadline.
+        Never gives up on the store: the caller sets the deadline. Raises
+        `ConflictError` when another version became the newest before it
+        could, `MagsError` when it cannot be made, or was damaged before it
+        was stored.
         """
         async with self._capturing:
             number = await self._node.database.read(
@@ -127,7 +135,7 @@ class VmChanges:
             version = await self._captured(handle, number)
         state, sent_bytes = await self._node.uploads.stored(version)
         if state is VersionState.ASIDE:
-            self._log.warning("version_set_aside", version=version.version)
+            raise ConflictError(outcome.of_version_aside(version.version))
         name = self._row.job.workspace_id
         assert name is not None
         return Synced(name, version.version, version.manifest.size_bytes, sent_bytes)

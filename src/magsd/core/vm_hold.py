@@ -77,7 +77,7 @@ class VmHold:
                 _log.debug("note_refused", request_id=self._row.request_id, error=str(error))
             # Only when the shim is gone may anybody else write; the VM is of no use by now.
             await self.detach()
-            await self.engine.stop(self.handle)
+            await self.engine.stop(self.handle, keep_changes=self._row.job.is_kept)
             if await self._has_told(text):
                 return
         self._node.run_log.append(self._row.run, text)

@@ -14,7 +14,7 @@ import structlog
 
 from magsd.aio import unless
 from magsd.core.node import Node
-from magsd.db import workspaces
+from magsd.db import layers, workspaces
 from magsd.model.errors import CapacityError, MagsError
 from magsd.model.layers import Layer
 from magsd.model.names import AccountId
@@ -77,7 +77,7 @@ class WorkspaceUpkeep:
         now = node.clock.now()
         # Named before it is sent; nothing else here can take it for one of no use meanwhile.
         await node.database.write(
-            partial(workspaces.name_layers, account_id=account_id, manifest=shorter, at=now)
+            partial(layers.name, account_id=account_id, manifest=shorter, at=now)
         )
         await node.layers.upload(account_id, merged)
         async with node.layer_names:
@@ -89,7 +89,7 @@ class WorkspaceUpkeep:
 
         Raises `CapacityError` while the store is away.
         """
-        for account_id in await self._node.database.read(workspaces.accounts):
+        for account_id in await self._node.database.read(layers.accounts):
             await self.delete_unneeded_of(account_id)
 
     async def delete_unneeded_of(self, account_id: AccountId) -> Sequence[Layer]:
@@ -101,9 +101,7 @@ class WorkspaceUpkeep:
         return deleted
 
     async def _delete_some(self, account_id: AccountId) -> Sequence[Layer]:
-        unneeded = partial(
-            workspaces.unneeded_layers, account_id=account_id, limit=_DELETED_AT_ONCE
-        )
+        unneeded = partial(layers.unneeded, account_id=account_id, limit=_DELETED_AT_ONCE)
         async with self._node.layer_names:
             found = await self._node.database.read(unneeded)
             if not found:
@@ -116,21 +114,21 @@ class WorkspaceUpkeep:
                 text = "the object store takes too long to delete layers"
                 raise CapacityError(text) from error
             await self._node.layers.discard(await self._named_by_nobody(gone))
-            forget = partial(workspaces.forget_layers, account_id=account_id, sha256s=gone)
+            forget = partial(layers.forget, account_id=account_id, sha256s=gone)
             await self._node.database.write(forget)
             return found
 
     async def shrink_cache(self) -> None:
         """Remove files of layers that the object store has, until the rest is small enough."""
         async with self._node.layer_names:
-            in_use = await self._node.database.read(workspaces.layers_in_use)
+            in_use = await self._node.database.read(layers.in_use)
             freed_bytes = await self._node.layers.forget_unused({*in_use, *self._of_images()})
         if freed_bytes:
             _log.info("layers_forgotten", freed_bytes=freed_bytes)
 
     async def _named_by_nobody(self, sha256s: Sequence[str]) -> Collection[str]:
         """Return those that no other account names either."""
-        named = await self._node.database.read(workspaces.named_layers)
+        named = await self._node.database.read(layers.named)
         return set(sha256s) - named - set(self._of_images())
 
     def _of_images(self) -> Collection[str]:

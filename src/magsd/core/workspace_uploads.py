@@ -20,7 +20,7 @@ from magsd.model.errors import CapacityError, MagsError
 from magsd.model.layers import Layer
 from magsd.model.names import AccountId, WorkspaceId
 from magsd.model.records import Version, VersionState
-from magsd.storage.layers import LayerStore
+from magsd.storage.layers import DamagedLayerError, LayerStore
 
 IMAGES: Final = AccountId("images")
 """Whom the layers of images belong to: all who use them."""
@@ -45,6 +45,7 @@ class WorkspaceUploads:
         self._working: dict[WorkspaceId, asyncio.Task[None]] = {}
         self._wanted: set[WorkspaceId] = set()
         self._images: set[str] = set()
+        self._damaged: dict[tuple[WorkspaceId, int], DamagedLayerError] = {}
         self._sent_bytes: OrderedDict[tuple[WorkspaceId, int], int] = OrderedDict()
         self.has_changed = asyncio.Event()
         """Set when a version was stored or a workspace deleted: chains of layers may be longer
@@ -82,12 +83,17 @@ class WorkspaceUploads:
 
     async def stored(self, version: Version) -> tuple[VersionState, int]:
         """Return what became of a version once the object store has it, and how many bytes were
-        sent for it. Never gives up: the caller sets the deadline."""
+        sent for it. Never gives up: the caller sets the deadline.
+
+        Raises `DamagedLayerError` when it cannot be stored, and a later one takes its place.
+        """
         key = version.workspace_id, version.version
         while True:
             found = await self._database.read(lambda tx: workspaces.get(tx, *key))
             if found is None:
                 return VersionState.ASIDE, 0
+            if (error := self._damaged.pop(key, None)) is not None:
+                raise error
             if found.state is not VersionState.PENDING:
                 return found.state, self._sent_bytes.pop(key, 0)
             self.want(version.workspace_id)
@@ -128,7 +134,22 @@ class WorkspaceUploads:
         """Store all versions of a workspace that are pending, the oldest first."""
         find = partial(workspaces.next_pending, node=self._node, workspace_id=workspace_id)
         while (version := await self._database.read(find)) is not None:
-            await self._store(version)
+            try:
+                await self._store(version)
+            except DamagedLayerError as error:
+                if not await self._passed_over(version):
+                    raise
+                self._damaged[workspace_id, version.version] = error
+                _log.error(
+                    "version_damaged",
+                    workspace=workspace_id,
+                    version=version.version,
+                    why=error.message,
+                )
+
+    async def _passed_over(self, version: Version) -> bool:
+        """Give up a damaged version if there is a later one, so that this can be stored."""
+        return await finish(self._database.write(lambda tx: workspaces.pass_over(tx, version)))
 
     async def _store(self, version: Version) -> None:
         manifest = version.manifest

@@ -150,12 +150,16 @@ def found_version(tx: Connection, account_id: AccountId, name: str, version: int
 
 
 def check_new(tx: Connection, account_id: AccountId, name: str) -> None:
-    """Raise `ConflictError` when there is a workspace of that name, or a job is making it."""
+    """Raise `ConflictError` when there is a workspace of that name, or a job is making it.
+
+    Also one that is being stopped: what it changed would be set aside.
+    """
     is_there = workspaces.find(tx, account_id, name) is not None
-    if is_there or workspaces.holder(tx, account_id, name) is not None:
+    if is_there:
         raise ConflictError(
             f"there is a workspace {name!r} already: take another name, or delete it first"
         )
+    _check_unused(tx, account_id, name)
 
 
 def check_free(tx: Connection, job: Job) -> None:

@@ -11,7 +11,6 @@ from datetime import datetime
 from typing import Any, Final
 
 from sqlalchemy import (
-    ColumnElement,
     Connection,
     and_,
     delete,
@@ -19,12 +18,12 @@ from sqlalchemy import (
     insert,
     or_,
     select,
-    true,
     update,
 )
 
-from magsd.db.schema import job, layer, run, workspace, workspace_version
-from magsd.model.layers import Layer, Manifest
+from magsd.db import layers
+from magsd.db.schema import job, run, workspace, workspace_version
+from magsd.model.layers import Manifest
 from magsd.model.lifecycle import OVER, RunState
 from magsd.model.names import AccountId, RequestId, RunId, WorkspaceId, new_workspace_id
 from magsd.model.records import Run, Version, VersionState, Workspace
@@ -152,7 +151,7 @@ def add(tx: Connection, new: NewVersion) -> Version:
         "manifest": new.manifest.as_json(),
     }
     tx.execute(insert(workspace_version), values)
-    name_layers(tx, new.account_id, new.manifest, new.at)
+    layers.name(tx, new.account_id, new.manifest, new.at)
     added = get(tx, workspace_id, number)
     assert added is not None
     return added
@@ -174,6 +173,31 @@ def move_head(tx: Connection, version: Version, at: datetime) -> bool:
         .values(state=VersionState.LIVE if is_head else VersionState.ASIDE)
     )
     return is_head
+
+
+def pass_over(tx: Connection, version: Version) -> bool:
+    """Set a pending version aside that cannot be stored, where a later one is pending.
+
+    Those that were made of it count as made of what it was made of. False:
+    there is none, and nothing was changed.
+    """
+    its = and_(
+        _VERSION.workspace_id == version.workspace_id, _VERSION.state == VersionState.PENDING
+    )
+    later = select(func.count()).where(its, _VERSION.version > version.version)
+    if not tx.execute(later).scalar_one():
+        return False
+    tx.execute(
+        update(workspace_version)
+        .where(its, _VERSION.version == version.version)
+        .values(state=VersionState.ASIDE)
+    )
+    tx.execute(
+        update(workspace_version)
+        .where(its, _VERSION.parent == version.version)
+        .values(parent=version.parent)
+    )
+    return True
 
 
 def listed(
@@ -289,56 +313,6 @@ def replace_manifest(tx: Connection, version: Version, by: Manifest) -> None:
         .where(_VERSION.workspace_id == version.workspace_id, _VERSION.version == version.version)
         .values(manifest=by.as_json(), size_bytes=by.size_bytes)
     )
-
-
-def name_layers(tx: Connection, account_id: AccountId, manifest: Manifest, at: datetime) -> None:
-    """Take note that an account has the own layers of a manifest."""
-    shas = {each.sha256: each.size_bytes for each in manifest.own_layers}
-    its = layer.c.account_id == account_id
-    known = set(tx.execute(select(layer.c.sha256).where(its, layer.c.sha256.in_(shas))).scalars())
-    for sha256 in shas.keys() - known:
-        values = {"account_id": account_id, "sha256": sha256, "size_bytes": shas[sha256]}
-        tx.execute(insert(layer), values | {"state": VersionState.LIVE, "created_at": at})
-
-
-def accounts(tx: Connection) -> Sequence[AccountId]:
-    """Return the accounts that have layers."""
-    return [
-        AccountId(found) for found in tx.execute(select(layer.c.account_id).distinct()).scalars()
-    ]
-
-
-def unneeded_layers(tx: Connection, account_id: AccountId, limit: int) -> Sequence[Layer]:
-    """Return layers of an account that no version and no unfinished run of it names."""
-    named = _named(tx, _VERSION.account_id == account_id, run.c.account_id == account_id)
-    query = select(layer.c.sha256, layer.c.size_bytes).where(layer.c.account_id == account_id)
-    found = (Layer(row.sha256, row.size_bytes) for row in tx.execute(query))
-    return [each for each in found if each.sha256 not in named][:limit]
-
-
-def forget_layers(tx: Connection, account_id: AccountId, sha256s: Sequence[str]) -> None:
-    """Take note that an account has these layers no more."""
-    tx.execute(delete(layer).where(layer.c.account_id == account_id, layer.c.sha256.in_(sha256s)))
-
-
-def named_layers(tx: Connection) -> set[str]:
-    """Return the layers that versions and unfinished runs of any account name."""
-    return _named(tx, true(), true())
-
-
-def layers_in_use(tx: Connection) -> set[str]:
-    """Return the layers that must lie here: of unfinished runs, and of versions not stored yet."""
-    return _named(tx, _VERSION.state == VersionState.PENDING, true())
-
-
-def _named(
-    tx: Connection, of_versions: ColumnElement[bool], of_runs: ColumnElement[bool]
-) -> set[str]:
-    kept = select(_VERSION.manifest).where(of_versions)
-    used = select(run.c.manifest).where(run.c.state != RunState.ENDED, of_runs)
-    found = [*tx.execute(kept).scalars(), *tx.execute(used).scalars()]
-    manifests = [Manifest.from_json(record) for record in found if record is not None]
-    return {each.sha256 for manifest in manifests for each in manifest.layers}
 
 
 def _make(tx: Connection, new: NewVersion) -> WorkspaceId:

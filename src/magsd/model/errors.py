@@ -35,6 +35,7 @@ class JobCode(StrEnum):
     SHIM_DIED = "shim_died"
     LAUNCH_FAILED = "launch_failed"
     IMAGE_DAMAGED = "image_damaged"
+    WORKSPACE_DAMAGED = "workspace_damaged"
     HOST_RESTARTED = "host_restarted"
     NODE_LOST = "node_lost"
     STATE_LOST = "state_lost"

@@ -271,7 +271,8 @@ class VersionState(StrEnum):
     LIVE = "live"
     """In the object store."""
     ASIDE = "aside"
-    """In the object store, and not on the way to the head: another version was quicker."""
+    """Not on the way to the head. It is in the object store, and another version was quicker; or
+    it was damaged before it could be stored, and a later one took its place."""
 
 
 @dataclass(frozen=True, slots=True)

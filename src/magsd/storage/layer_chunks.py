@@ -18,6 +18,7 @@ from typing import Any, Final, TypeVar
 
 from pyfastcdc import FastCDC
 
+from magsd.aio import finish
 from magsd.model.errors import MagsError, NotFoundError
 from magsd.model.layers import Layer
 from magsd.model.names import AccountId
@@ -64,6 +65,11 @@ def cut(file: Path) -> list[Chunk]:
         ]
 
 
+async def is_stored(objects: ObjectStore, account_id: AccountId, layer: Layer) -> bool:
+    """Say whether a layer is in the store. Raises `CapacityError` while that is away."""
+    return await _size(objects, _list_key(account_id, layer.sha256)) is not None
+
+
 async def send(
     objects: ObjectStore,
     account_id: AccountId,
@@ -76,8 +82,7 @@ async def send(
     `progress` is told how many bytes of the layer are there. Raises
     `CapacityError` while the store is away.
     """
-    key = _list_key(account_id, layer.sha256)
-    if await _size(objects, key) is not None:
+    if await is_stored(objects, account_id, layer):
         progress(layer.size_bytes)
         return 0
     chunks = await asyncio.to_thread(cut, file)
@@ -95,7 +100,7 @@ async def send(
     await _for_each({chunk.sha256: chunk for chunk in chunks}.values(), send_one)
     record = {"format": _FORMAT, "chunks": [[chunk.sha256, chunk.size_bytes] for chunk in chunks]}
     content = json.dumps(record, separators=(",", ":")).encode()
-    await objects.put(key, content)
+    await objects.put(_list_key(account_id, layer.sha256), content)
     progress(layer.size_bytes)
     return sent_bytes + len(content)
 
@@ -136,10 +141,16 @@ async def delete(
     Nothing may be sent for the account meanwhile: chunks come before the list
     that names them. Raises `CapacityError` while the store is away, and
     `DamagedLayerError` for a list that cannot be read, before any chunk is
-    removed; to be called again then. `folder` as in `fetch`.
+    removed; to be called again then. `folder` as in `fetch`. Cancelled, it
+    waits for what it has asked the store to remove: nothing that is sent
+    afterwards may be removed by that.
     """
+
+    async def remove(key: str) -> None:
+        await finish(objects.delete(key))
+
     for sha256 in sha256s:
-        await objects.delete(_list_key(account_id, sha256))
+        await remove(_list_key(account_id, sha256))
     named: set[bytes] = set()
     lists = [head async for head in objects.list(_folder(account_id, "lists"))]
 
@@ -154,7 +165,7 @@ async def delete(
         async for head in objects.list(_folder(account_id, "chunks"))
         if bytes.fromhex(head.key.rpartition("/")[2]) not in named
     ]
-    await _for_each(unnamed, objects.delete)
+    await _for_each(unnamed, remove)
 
 
 async def _read_list(

@@ -10,6 +10,7 @@ when little has changed in the directory.
 """
 
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -122,5 +123,10 @@ def _failure(ended: Sequence[Ended], refusal: str) -> MagsError:
     if is_full or (ended[-1].exit_code and _CANNOT_WRITE in ended[-1].tail):
         return CapacityError(
             "the disk of this machine cannot be written now: make room and try again", detail
+        )
+    if any(each.exit_code == -signal.SIGKILL for each in ended):
+        # Nobody else does that.
+        return CapacityError(
+            "this machine has too little memory to pack the changes now: try again", detail
         )
     return MagsError("the changes could not be packed", detail)

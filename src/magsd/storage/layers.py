@@ -151,12 +151,17 @@ class LayerStore:
     ) -> int:
         """Put a layer that is here into the object store; return how many bytes were sent.
 
-        0 when it is there already. `progress` is told how many bytes of the
-        layer are there. Raises `DamagedLayerError`, `CapacityError` while the
-        store is away: what was sent by then is not sent again.
+        0 when it is there already: then it need not be here. `progress` is told
+        how many bytes of the layer are there. Raises `DamagedLayerError`,
+        `CapacityError` while the store is away: what was sent by then is not
+        sent again.
         """
-        await self._check_here(layer)
+        is_here = await self._files.is_whole(layer)
         async with self._send_turn(account_id):
+            if not is_here:
+                if not await layer_chunks.is_stored(self._objects, account_id, layer):
+                    raise _damaged_here(layer)
+                return 0
             sent_bytes = await layer_chunks.send(
                 self._objects, account_id, layer, self.path(layer.sha256), progress or _ignore
             )
@@ -225,7 +230,7 @@ class LayerStore:
 
     async def _check_here(self, layer: Layer) -> None:
         if not await self._files.is_whole(layer):
-            raise DamagedLayerError(layer.sha256, "its file on this machine is not whole")
+            raise _damaged_here(layer)
 
     async def _fetch_in_turn(self, account_id: AccountId, layer: Layer, fetch: _Fetch) -> None:
         if fetch.error is not None:
@@ -259,6 +264,10 @@ class LayerStore:
         while not is_free():
             self._turn.clear()
             await self._turn.wait()
+
+
+def _damaged_here(layer: Layer) -> DamagedLayerError:
+    return DamagedLayerError(layer.sha256, "its file on this machine is not whole")
 
 
 def _ignore(size_bytes: int) -> None:

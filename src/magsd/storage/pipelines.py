@@ -6,6 +6,7 @@ run, and what its failure means, is the caller's.
 """
 
 import asyncio
+import errno
 import os
 import signal
 import subprocess
@@ -16,11 +17,20 @@ from dataclasses import dataclass
 from typing import Final
 
 from magsd.aio import finish, unless
-from magsd.model.errors import MagsError
+from magsd.model.errors import CapacityError, MagsError
 
 _NICE: Final = ("nice", "-n", "5")
 _TAIL_BYTES: Final = 2000
 _PIECE_BYTES: Final = 1 << 18
+_IN_NEED: Final = {
+    errno.EAGAIN,
+    errno.EDQUOT,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.ENOSPC,
+}
+"""What passes when a machine has less to do, or more room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +60,8 @@ async def run_pipeline(
 
     The first reads `content`, or nothing; what the last writes is lost. What
     `content` raises is raised when all have been ended. Raises `MagsError`
-    when a program cannot be started.
+    when a program cannot be started, which is a `CapacityError` when this
+    machine lacks processes, memory, descriptors or room on its disk for it.
     """
     running: list[_Running] = []
     try:
@@ -90,7 +101,7 @@ class _Running:
         try:
             self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `end`
         except OSError as error:
-            raise MagsError(f"{self._name} cannot be started", str(error)) from error
+            raise _no_start(self._name, error) from error
         try:
             self._process = subprocess.Popen(
                 [*_NICE, *command.argv],
@@ -103,7 +114,7 @@ class _Running:
             )
         except OSError as error:
             self._errors.close()
-            raise MagsError(f"{self._name} cannot be started", str(error)) from error
+            raise _no_start(self._name, error) from error
         self.output = subprocess.DEVNULL
         if self._process.stdout is not None:
             self.output = os.dup(self._process.stdout.fileno())
@@ -138,6 +149,11 @@ class _Running:
         os.close(self._pidfd)
         self._process.wait()
         self._errors.close()
+
+
+def _no_start(name: str, error: OSError) -> MagsError:
+    kind = CapacityError if error.errno in _IN_NEED else MagsError
+    return kind(f"{name} cannot be started", str(error))
 
 
 def _start_all(

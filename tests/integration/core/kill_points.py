@@ -1,6 +1,7 @@
 """A service that kills itself at a chosen point: `python -m …`, orders on its standard input.
 
-Each order is a line of JSON: the data directory, the scene, the point. It is
+Each order is a line of JSON: data directory, scene, point, and where the object store is
+when it is not in the data directory. It is
 played by a fork of this process, which has everything imported; the answer is
 a line with its wait status. What it did is in the file `trail` beside the data
 directory: it begins with `begin`, then a line for each point it came to and
@@ -24,6 +25,7 @@ from magsd.db import log_index
 from magsd.model.amount import Amount
 from magsd.model.lifecycle import Status
 from magsd.model.records import JobSpec
+from magsd.storage.objects import ObjectStoreSettings
 from tests.integration.core.outward_steps import Point, watched
 from tests.integration.core.service import DEADLINE_S, Service
 
@@ -230,8 +232,10 @@ SCENES = {
 # --- the process ---------------------------------------------------------------------
 
 
-async def _play(directory: Path, scene: Scene, point: str) -> None:
-    player = Player(directory, scene.settings, point)
+async def _play(order: dict[str, Any], scene: Scene) -> None:
+    player = Player(Path(order["directory"]), scene.settings, order["point"])
+    if order["store"] is not None:
+        player.service.object_store = ObjectStoreSettings(**order["store"])
     with watched(player.at):
         async with asyncio.timeout(DEADLINE_S):
             await scene.play(player)
@@ -239,18 +243,18 @@ async def _play(directory: Path, scene: Scene, point: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main() -> None:
-    """Play what is ordered until there are no more orders."""
+def main(scenes: dict[str, Scene]) -> None:
+    """Play what is ordered of `scenes` until there are no more orders."""
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     for line in sys.stdin:
         order = json.loads(line)
         pid = os.fork()
         if pid == 0:
-            asyncio.run(_play(Path(order["directory"]), SCENES[order["scene"]], order["point"]))
+            asyncio.run(_play(order, scenes[order["scene"]]))
             os._exit(1)
         _, status = os.waitpid(pid, 0)
         print(status, flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(SCENES)

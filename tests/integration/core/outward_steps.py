@@ -19,6 +19,7 @@ from magsd.engine.launch_shim import StartingShim
 from magsd.engine.record import VmRecord
 from magsd.guest import streams
 from magsd.guest.shim import ShimConnection
+from magsd.storage.layer_files import LayerFiles
 from magsd.storage.objects import ObjectStore
 from tests.integration.core.process_engine import ProcessEngine
 
@@ -51,7 +52,10 @@ _STEPS: tuple[tuple[Any, str, Callable[..., str]], ...] = (
     (ProcessEngine, "launch", lambda *_: "launch"),
     (ProcessEngine, "adopt", lambda *_: "adopt"),
     (ProcessEngine, "wait", lambda *_: "wait"),
-    (ProcessEngine, "stop", lambda *_: "stop"),
+    (ProcessEngine, "stop", lambda *_, **__: "stop"),
+    (ProcessEngine, "still", lambda *_: "capture"),
+    (LayerFiles, "put", lambda *_: "put a layer in its place"),
+    (LayerFiles, "remove", lambda *_: "remove a layer"),
     (ProcessEngine, "sweep", lambda *_: "sweep"),
     (StartingShim, "open", lambda *_: "open a shim"),
     (StartingShim, "start", lambda *_: "start a shim"),
@@ -63,6 +67,7 @@ _STEPS: tuple[tuple[Any, str, Callable[..., str]], ...] = (
     (log_places, "_remove", lambda entry: "remove a file"),
     (log_places, "_move", lambda *_: "move a journal"),
     (ObjectStore, "put", lambda *_: "store an object"),
+    (ObjectStore, "delete", lambda *_: "delete an object"),
 )
 
 

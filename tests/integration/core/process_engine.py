@@ -1,17 +1,20 @@
 """An engine that runs the agent as an ordinary process under its shim.
 
 Everything but the sandbox itself is what it is in service, and a launch takes milliseconds.
+What a script writes into the folder `changes/<its hostname>` is what its VM has changed.
 """
 
 import asyncio
 import contextlib
 import dataclasses
 import platform
+import shutil
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import magsd.guest
-from magsd.engine.base import Capabilities, Handle, Plan, Stats, VmEnd
+from magsd.engine.base import Capabilities, Capture, Handle, Plan, Stats, VmEnd
 from magsd.engine.ends import read_end
 from magsd.engine.launch_shim import ShimPlan, StartingShim, end
 from magsd.engine.process import Detached
@@ -40,6 +43,7 @@ class ProcessEngine:
 
     def __init__(self, data_directory: Path) -> None:
         self.runs = data_directory / "run"
+        self.changes = data_directory / "changes"
         self.launched: list[Plan] = []
         self.refuse: LaunchError | None = None
         self.unready: LaunchError | None = None
@@ -57,7 +61,9 @@ class ProcessEngine:
             raise self.refuse
         self.is_launching.set()
         await self.may_launch.wait()
-        directory = self.runs / plan.vm
+        directory, changes = self.runs / plan.vm, self._changes_of(plan.vm)
+        changes.mkdir(parents=True)
+        changes.chmod(0o777)
         async with AsyncExitStack() as undo:
             shim = await StartingShim.open(SHIM, directory, self._shim_plan(plan), undo)
             self._record(plan, shim.process).write(directory)
@@ -102,7 +108,17 @@ class ProcessEngine:
                 shim.close()
         return read_end(handle.run_directory, record)
 
-    async def stop(self, handle: Handle) -> VmEnd:
+    @contextlib.asynccontextmanager
+    async def still(self, handle: Handle) -> AsyncIterator[Capture]:
+        changes = self._changes_of(handle.vm)
+        if not changes.exists():
+            raise LookupError(handle.vm)
+        yield Capture(directory=changes)
+
+    def _changes_of(self, vm: str) -> Path:
+        return self.changes / f"mags-{vm}"
+
+    async def stop(self, handle: Handle, *, keep_changes: bool = False) -> VmEnd:
         await self.prepare()
         with contextlib.suppress(ShimError):
             connection = await ShimConnection.open(handle.run_directory)
@@ -111,6 +127,8 @@ class ProcessEngine:
             await connection.aclose()
         if shim := self._shim(VmRecord.read(handle.run_directory)):
             await end(shim)
+        if not keep_changes:
+            shutil.rmtree(self._changes_of(handle.vm), ignore_errors=True)
         return await self.wait(handle)
 
     @staticmethod

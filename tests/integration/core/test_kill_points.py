@@ -6,87 +6,36 @@ are tried in part, chosen by a seed.
 
 import asyncio
 import dataclasses
-import json
 import os
 import random
 import shutil
-import signal
 import sqlite3
-import sys
-import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
-from magsd.storage.images import ImageStore
 from tests.integration.core import kill_points
 from tests.integration.core.kill_points import SCENES, open_gate, quiet, waiting
-from tests.integration.core.service import DEADLINE_S, RESTARTED, Service
+from tests.integration.core.players import PLAYERS, Players, empty_service, memory_folder
+from tests.integration.core.service import RESTARTED, Service
 from tests.integration.core.wholeness import nothing_counted, processes
 
-PLAYERS = 2
 SAMPLE = 4
 WHOLE = ("hit",)
 STOPPED = "the job was stopped"
 
 
-class Players:
-    """Processes that play scenes, each a fork of one that is ready."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._idle: asyncio.Queue[asyncio.subprocess.Process] = asyncio.Queue()
-        self._all: list[asyncio.subprocess.Process] = []
-
-    async def start(self) -> None:
-        for _ in range(PLAYERS):
-            with (self._folder / "players.log").open("ab") as log:
-                player = await asyncio.create_subprocess_exec(
-                    sys.executable,
-                    "-m",
-                    kill_points.__name__,
-                    stdin=asyncio.subprocess.PIPE,
-                    stdout=asyncio.subprocess.PIPE,
-                    stderr=log,
-                    cwd=Path(__file__).parents[3],
-                )
-            self._all.append(player)
-            self._idle.put_nowait(player)
-
-    async def aclose(self) -> None:
-        for player in self._all:
-            player.stdin.close()
-            await player.communicate()
-
-    async def play(self, directory: Path, scene: str, point: str) -> list[str]:
-        """Play a scene until its point; return its trail."""
-        player = await self._idle.get()
-        try:
-            order = {"directory": str(directory), "scene": scene, "point": point}
-            player.stdin.write(json.dumps(order).encode() + b"\n")
-            async with asyncio.timeout(2 * DEADLINE_S):
-                status = int(await player.stdout.readline())
-        finally:
-            self._idle.put_nowait(player)
-        log = (self._folder / "players.log").read_text(errors="replace")
-        assert os.WIFSIGNALED(status), log[-4000:]
-        assert os.WTERMSIG(status) == signal.SIGKILL, log[-4000:]
-        return directory.with_name("trail").read_text().splitlines()
-
-
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder in memory, where there is one: what is killed are processes, not the host."""
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(prefix="mags-", dir=memory if memory.is_dir() else None) as it:
-        yield Path(it)
+    with memory_folder() as it:
+        yield it
 
 
 @pytest.fixture
 async def players(folder) -> AsyncIterator[Players]:
-    players = Players(folder)
+    players = Players(folder, kill_points.__name__)
     await players.start()
     try:
         yield players
@@ -96,15 +45,7 @@ async def players(folder) -> AsyncIterator[Players]:
 
 @pytest.fixture
 async def template(folder) -> Path:
-    """A data directory with an image and a database that has no jobs."""
-    layer = folder / "layer.sqfs"
-    layer.write_bytes(b"hsqs, and nothing of it is read")
-    template = folder / "template"
-    ImageStore(template).add("standard", layer, {})
-    service = Service(template)
-    await service.start()
-    await service.stop()
-    return template
+    return await empty_service(folder)
 
 
 @pytest.mark.parametrize("scene", SCENES)

@@ -27,7 +27,7 @@ class HeldClock:
 
 
 class CountingStore(DirectoryStore):
-    """Counts what is asked of it, and holds puts and gets while told to."""
+    """Counts what is asked of it, and holds puts, gets and deletions while told to."""
 
     def __init__(self, root):
         super().__init__(root)
@@ -46,6 +46,14 @@ class CountingStore(DirectoryStore):
         self.gets += 1
         await self._held()
         return await super().get(key, into, limit_bytes=limit_bytes)
+
+    async def delete(self, key):
+        async def held():
+            await self._held()
+            await super(CountingStore, self).delete(key)
+
+        # What a store has been asked for it does, also when nobody waits for that any more.
+        await asyncio.shield(asyncio.ensure_future(held()))
 
     async def _held(self):
         self.is_asked.set()

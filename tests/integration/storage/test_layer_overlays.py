@@ -271,3 +271,27 @@ async def test_a_full_disk_leaves_nothing_and_says_so(tmp_path):
     finally:
         await objects.aclose()  # Its threads may have a file there.
         unmount(data)
+
+
+async def test_a_directory_of_objects_without_room_is_told_and_used_again(tmp_path):
+    upper, place = tmp_path / "upper", tmp_path / "objects"
+    for folder in (upper, place):
+        folder.mkdir()
+    (upper / "large").write_bytes(os.urandom(8 << 20))
+    mount("-t", "tmpfs", "-o", "size=4m", "tmpfs", place)
+    objects = DirectoryStore(place)
+    try:
+        here = LayerStore(tmp_path / "here", objects, SystemClock(), cache_bytes=0)
+        there = LayerStore(tmp_path / "there", objects, SystemClock(), cache_bytes=0)
+        layer = await here.pack_directory(upper)
+        assert layer is not None
+        with pytest.raises(CapacityError):
+            await here.upload("acc_0123456789abcdef", layer)
+        assert list((place / ".staging").iterdir()) == []
+        mount("-o", "remount,size=32m", place)
+        assert 0 < await here.upload("acc_0123456789abcdef", layer) < layer.size_bytes
+        path = await there.ensure("acc_0123456789abcdef", layer)
+        assert path.read_bytes() == here.path(layer.sha256).read_bytes()
+    finally:
+        await objects.aclose()
+        unmount(place)

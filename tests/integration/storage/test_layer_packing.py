@@ -1,15 +1,18 @@
 """Layers made of directories and archives: whole and durable, or nothing is left."""
 
 import asyncio
+import errno
 import hashlib
 import io
 import os
+import signal
+import subprocess
 import tarfile
 from pathlib import Path
 
 import pytest
 
-from magsd.model.errors import InvalidError, MagsError
+from magsd.model.errors import CapacityError, InvalidError, MagsError
 from magsd.storage.layers import LayerStore, TarLimits
 from tests.integration.storage.held_parts import packed
 
@@ -115,6 +118,32 @@ async def test_a_cancelled_pack_leaves_no_process(layers, tmp_path):
         task.cancel()
     assert [path.suffix for path in (tmp_path / "data/layers").glob("*.sqfs")] == []
     assert children() <= before
+
+
+async def test_a_machine_without_memory_is_told_from_changes_that_cannot_be_packed(layers):
+    """The kernel kills whoever is largest; nobody is to lose changes for that."""
+    before = children()
+
+    async def interrupted():
+        async for piece in stream("a"):
+            yield piece
+            for pid in children() - before:
+                os.kill(int(pid), signal.SIGKILL)
+
+    with pytest.raises(CapacityError, match="memory"):
+        await layers.pack_tar(interrupted(), TarLimits())
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.ENOSPC, errno.ENOENT])
+async def test_a_program_that_cannot_be_started(layers, monkeypatch, number):
+    def refused(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(subprocess, "Popen", refused)
+    expected = MagsError if number == errno.ENOENT else CapacityError
+    with pytest.raises(MagsError) as caught:
+        await layers.pack_tar(stream("a"), TarLimits())
+    assert type(caught.value) is expected
 
 
 async def test_what_a_dead_process_left_half_done_is_cleared(tmp_path, objects, clock):

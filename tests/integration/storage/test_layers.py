@@ -249,6 +249,35 @@ async def test_a_deletion_and_an_upload_wait_for_each_other(layers, elsewhere, u
     await elsewhere.ensure(ACCOUNT, second)
 
 
+async def test_a_deletion_that_is_given_up_removes_nothing_that_is_sent_afterwards(
+    layers, elsewhere, upper, objects
+):
+    layer = await packed(layers, upper, a=LARGE)
+    await layers.upload(ACCOUNT, layer)
+    objects.may_go_on.clear()
+    objects.is_asked.clear()
+    async with asyncio.TaskGroup() as group:
+        deleting = group.create_task(layers.delete_objects(ACCOUNT, [layer.sha256]))
+        await objects.is_asked.wait()
+        deleting.cancel()
+        sending = group.create_task(layers.upload(ACCOUNT, layer))
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert not sending.done()
+        objects.may_go_on.set()
+    assert deleting.cancelled()
+    await elsewhere.ensure(ACCOUNT, layer)
+
+
+async def test_what_is_stored_need_not_be_here_to_be_stored(layers, elsewhere, upper):
+    """A version that is restored or forked has layers that may have left this machine."""
+    layer = await packed(layers, upper, a=LARGE)
+    await layers.upload(ACCOUNT, layer)
+    assert await elsewhere.upload(ACCOUNT, layer) == 0
+    with pytest.raises(DamagedLayerError, match=layer.sha256):
+        await elsewhere.upload(OTHER, layer)
+
+
 async def test_a_layer_that_is_not_here_is_neither_sent_nor_merged(layers):
     gone = Layer("a" * 64, 1)
     with pytest.raises(DamagedLayerError, match=gone.sha256):

@@ -4,12 +4,15 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
-OPEN, AWAY, BUSY = "open", "away", "busy"
-_BUSY_ANSWER = b"HTTP/1.1 503 Slow Down\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+OPEN, AWAY, BUSY, FULL, SLOW = "open", "away", "busy", "full", "slow"
+_ANSWER = b"HTTP/1.1 %s\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+_ANSWERS = {BUSY: _ANSWER % b"503 Slow Down", FULL: _ANSWER % b"507 Insufficient Storage"}
+_SLOW_S = 0.3
 
 
 class Way:
-    """Passes everything on while it is open; else ends connections, or answers 503."""
+    """Passes everything on while it is open, or slow; else ends connections, or answers 503, or
+    507 to whatever is to be put."""
 
     def __init__(self, server_port: int) -> None:
         self._server_port = server_port
@@ -39,14 +42,21 @@ class Way:
         back: asyncio.StreamWriter,
     ) -> None:
         while data := await client.read(65536):
-            if self.state != OPEN:
+            if self.state == SLOW:
+                await asyncio.sleep(_SLOW_S)
+            elif self._refuses(data):
                 self.refused += 1
-                if self.state == BUSY:
-                    back.write(_BUSY_ANSWER)
+                if (answer := _ANSWERS.get(self.state)) is not None:
+                    back.write(answer)
                     await back.drain()
                 return
             server.write(data)
             await server.drain()
+
+    def _refuses(self, data: bytes) -> bool:
+        if self.state == FULL:
+            return data.startswith((b"PUT ", b"POST "))
+        return self.state != OPEN
 
     @staticmethod
     async def _pass(answers: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:

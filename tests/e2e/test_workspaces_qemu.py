@@ -53,3 +53,13 @@ def test_what_only_a_kernel_keeps(server: Server) -> None:
         workspace_id="special",
     )
     assert seen["stdout"] == ["fifo", "b'a\\x00b'", "0100000200200000" + "00" * 12]
+
+
+def test_all_versions_go_on_from_one_template(server: Server) -> None:
+    for number in range(3):
+        done = server.run(f"echo {number} > /root/number", workspace_id="numbered")
+        assert done["status"] == "completed", done
+    # One of the image for jobs that change nothing kept, and a bare one for all others.
+    made = list((server.data / "templates").glob("[!.]*/manifest.json"))
+    assert len(made) <= 2
+    assert "cold_boot" not in server.log.read_text()

@@ -124,6 +124,27 @@ async def test_disks_lie_where_nobody_sees_them_and_copies_share_their_blocks(da
     eventually(lambda: not pooled.loop_devices(data / IMAGE))
 
 
+async def test_one_in_many_pieces_is_copied_with_its_data(data: Path) -> None:
+    async with opened(data, spare_count=0) as disks:
+        path = await disks.create(ONE, 2)
+        path.write_bytes(os.urandom(32 * MB))
+        image = disks.open(ONE)
+        os.fsync(image)
+        by_reference = disks.copy_unnamed(ONE, image)
+        # Each page that is written while there is that copy lies apart from then on.
+        writing = os.open(path, os.O_WRONLY)
+        for at in range(0, 32 * MB, 2 * 4096):
+            os.pwrite(writing, b"new", at)
+        os.fsync(writing)
+        before = os.statvfs(path).f_bfree
+        by_data = disks.copy_unnamed(ONE, image)
+        os.fsync(by_data)
+        assert before - os.statvfs(path).f_bfree > 24 * MB // 4096
+        assert os.pread(by_data, 32 * MB, 0) == path.read_bytes()[: 32 * MB]
+        for descriptor in (by_reference, writing, by_data, image):
+            os.close(descriptor)
+
+
 async def test_it_is_not_cached_a_second_time(data: Path) -> None:
     async with opened(data):
         (device,) = pooled.loop_devices(data / IMAGE)

@@ -113,6 +113,7 @@ async def plan_of(
         vcpus=shape.vcpus,
         memory_mb=shape.memory_mb,
         disk_gb=shape.disk_gb,
+        own_layers=shape.own_layers,
         pids_limit=settings.pids_limit,
         log_rate_bytes=settings.log_rate_bytes,
         log_burst_bytes=settings.log_burst_bytes,

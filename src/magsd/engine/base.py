@@ -63,9 +63,8 @@ class Plan:
     """What its scripts may print in a second, in the long run; 0 is no limit."""
     log_burst_bytes: int = 64 << 20
     """What they may print at once when they have been silent; at least 64 KiB."""
-    image_layers: int = 0
-    """So many of `layers`, the lowest, are the image's, and the rest a workspace's, which differ
-    from run to run; 0: all are the image's."""
+    own_layers: int = 0
+    """So many of `layers`, the highest, are a workspace's, which differ from run to run."""
 
 
 @dataclass(frozen=True)

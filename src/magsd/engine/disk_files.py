@@ -9,15 +9,24 @@ import errno
 import fcntl
 import os
 import secrets
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 UNFINISHED: Final = ".new-"
 """How the name of a file begins that is being written, or deleted."""
 _FICLONE: Final = 0x40049409
 _NO_REFLINKS: Final = {errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL}
 _PIECE_BYTES: Final = 4 << 20
+_FIEMAP: Final = 0xC020660B
+_FIEMAP_HEAD: Final = struct.Struct("=QQIIII")
+_MANY_PIECES: Final = 2000
+"""Copies by reference take 15 to 80 µs for each piece of a file, others 0.25 s for 1 GB (measured,
+XFS): so for fewer than these, and for files with little data to each, nothing else is thought of."""
+_BYTES_PER_PIECE: Final = 128 << 10
+
+_Copying: TypeAlias = Callable[[int, int, int, int], None]
 
 
 def has_reflinks(directory: Path) -> bool:
@@ -79,6 +88,10 @@ def unnamed_copy(source: int, directory: Path) -> int:
 
 def copy_into(source: int, target: int) -> None:
     """Copy an image into an empty file. Raises `OSError`."""
+    if _is_quicker_by_data(source):
+        # Not by the kernel, which would make references.
+        copy_data(source, target, _copy_by_hand)
+        return
     try:
         fcntl.ioctl(target, _FICLONE, source)
     except OSError as error:
@@ -87,11 +100,23 @@ def copy_into(source: int, target: int) -> None:
         copy_data(source, target)
 
 
-def copy_data(source: int, target: int) -> None:
+def _is_quicker_by_data(source: int) -> bool:
+    """Say whether a file is in so many pieces that each is hardly worth a reference."""
+    asked = bytearray(_FIEMAP_HEAD.pack(0, (1 << 64) - 1, 0, 0, 0, 0))
+    try:
+        fcntl.ioctl(source, _FIEMAP, asked)
+    except OSError:  # A filesystem without it has no reflinks either.
+        return False
+    pieces: int = _FIEMAP_HEAD.unpack(asked)[3]
+    data_bytes = os.fstat(source).st_blocks * 512
+    return pieces > _MANY_PIECES and data_bytes < pieces * _BYTES_PER_PIECE
+
+
+def copy_data(source: int, target: int, copy_extent: _Copying | None = None) -> None:
     """Copy what is no hole, also from one filesystem to another. Raises `OSError`."""
     size = os.fstat(source).st_size
     os.truncate(target, size)
-    copy_extent = _copy_by_kernel
+    copy_extent = copy_extent or _copy_by_kernel
     at = 0
     while at < size:
         try:

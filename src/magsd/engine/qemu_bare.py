@@ -27,8 +27,8 @@ LAYERS_MAX: Final = 16
 
 
 def is_bare(plan: Plan) -> bool:
-    """Whether a VM goes on from a bare template: it has more layers than its image, or none."""
-    return not plan.layers or 0 < plan.image_layers < len(plan.layers)
+    """Whether a VM goes on from a bare template: it has layers of its own, or none at all."""
+    return not plan.layers or plan.own_layers > 0
 
 
 class BareTemplateLaunch(TemplateLaunch):

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import httpx
 
+from bench import packages
 from bench.client import Client, connected
 from bench.measure import Samples, in_turn, raw, samples_table
 from bench.server import Server
@@ -42,10 +43,12 @@ CHANGED: Final = "sync after 1 MB was changed"
 UNCHANGED: Final = "sync after nothing was changed"
 PLAIN: Final = "submit to completed, pool miss"
 BASED: Final = "the same from the workspace"
+KEPT: Final = "the same, and what it wrote is kept"
 
 
 async def workspaces(session: Session) -> None:
     """Measure syncs of a running job, starts from what they kept, and the daemon's memory."""
+    await asyncio.to_thread(packages.install, {"zstd": "zstd"})
     tree = await asyncio.to_thread(_unpacked, session)
     names = (PACKED, FIRST, CHANGED, UNCHANGED)
     samples = {name: Samples(name) for name in names}
@@ -110,7 +113,7 @@ def _unpacked(session: Session) -> Path:
 def _pack(tree: Path) -> None:
     reader = subprocess.Popen(["tar", "-C", str(tree), "-c", "."], stdout=subprocess.PIPE)
     subprocess.run(
-        ["zstd", "-3", "-T0", "-q", "-c"],
+        ["zstd", "-3", "-q", "-c"],
         stdin=reader.stdout,
         stdout=subprocess.DEVNULL,
         check=True,
@@ -186,7 +189,15 @@ async def _starts(session: Session, client: Client) -> dict[str, Samples]:
 
         return await _timed(done)
 
-    return await in_turn({PLAIN: plain, BASED: based}, session.options.samples(STARTS))
+    async def kept() -> float:
+        async def done() -> None:
+            script = "echo hello | tee hello"
+            await client.completed(await client.submit(script, workspace_id="small"))
+
+        return await _timed(done)
+
+    subjects = {PLAIN: plain, BASED: based, KEPT: kept}
+    return await in_turn(subjects, session.options.samples(STARTS))
 
 
 async def _memory(server: Server, client: Client) -> float:

@@ -96,7 +96,7 @@ def test_what_is_there_is_not_replaced(client):
     assert files_of(client.get(f"{WORKSPACES}/one/export?format=tar").content) == {"a": b"1"}
     job = client.post("/api/v1/mags-jobs", json={"script": "sleep 3000", "workspace_id": "busy"})
     assert job.status_code == 202
-    refused(imported(client, "busy", tar(a=b"2")), 409, "conflict", "already")
+    refused(imported(client, "busy", tar(a=b"2")), 409, "conflict", "in use")
     client.post(f"/api/v1/mags-jobs/{job.json()['request_id']}/stop")
 
 

@@ -109,7 +109,7 @@ class ProcessEngine:
         return read_end(handle.run_directory, record)
 
     @contextlib.asynccontextmanager
-    async def still(self, handle: Handle) -> AsyncIterator[Capture]:
+    async def still(self, handle: Handle, since: str = "") -> AsyncIterator[Capture]:
         changes = self._changes_of(handle.vm)
         if not changes.exists():
             raise LookupError(handle.vm)

@@ -69,6 +69,15 @@ def test_what_changes_nothing_makes_no_version(server: Server) -> None:
     assert workspaces(server)["same"]["version"] == 1
 
 
+def test_the_same_change_again_and_again(server: Server) -> None:
+    """Its times given, it gives the same layer each time."""
+    script = "for name in one two; do echo $name > $name; done; touch -d @1700000000 . one two"
+    for other in ("", "; rm two", "", ""):
+        done = server.run(script + other + "; touch -d @1700000000 .", workspace_id="same")
+        assert done["status"] == "completed", done
+    assert server.run("cat one two", base_workspace_id="same")["stdout"] == ["one", "two"]
+
+
 def test_each_change_makes_a_version_and_each_can_be_had_again(server: Server) -> None:
     for number in (1, 2, 3):
         server.run(f"echo {number} >> /root/numbers", workspace_id="numbers")

@@ -43,10 +43,15 @@ class Manifest:
         return sum(layer.size_bytes for layer in self.own_layers)
 
     def with_layer(self, layer: Layer | None) -> "Manifest":
-        """Return this with `layer` on top; the same when nothing was changed."""
+        """Return this with `layer` on top; the same when nothing was changed.
+
+        Where it lies further down already, it does so no more: nothing of it is seen
+        there that is not seen on top, and an overlay cannot have one layer twice.
+        """
         if layer is None:
             return self
-        return replace(self, own_layers=(*self.own_layers, layer))
+        others = (each for each in self.own_layers if each.sha256 != layer.sha256)
+        return replace(self, own_layers=(*others, layer))
 
     def as_json(self) -> dict[str, Any]:
         """Return what a database keeps; see `from_json`."""

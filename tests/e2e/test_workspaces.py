@@ -73,9 +73,9 @@ def test_the_same_change_again_and_again(server: Server) -> None:
     """Its times given, it gives the same layer each time."""
     script = "for name in one two; do echo $name > $name; done; touch -d @1700000000 . one two"
     for other in ("", "; rm two", "", ""):
-        done = server.run(script + other + "; touch -d @1700000000 .", workspace_id="same")
+        done = server.run(script + other + "; touch -d @1700000000 .", workspace_id="again")
         assert done["status"] == "completed", done
-    assert server.run("cat one two", base_workspace_id="same")["stdout"] == ["one", "two"]
+    assert server.run("cat one two", base_workspace_id="again")["stdout"] == ["one", "two"]
 
 
 def test_each_change_makes_a_version_and_each_can_be_had_again(server: Server) -> None:

@@ -133,7 +133,7 @@ class Pool:
         """Take a VM back that was taken for nothing, before anybody was told of it."""
         stock = self._stocks.setdefault(vm.shape, _Stock())
         stock.add(vm)
-        if not vm.is_warm:
+        if not vm.is_warm and not self._is_closed:
             self._tasks.spawn(f"warm {vm.handle.vm}", self._warm(stock, vm))
 
     def throw_away(self, vm: WaitingVm) -> None:

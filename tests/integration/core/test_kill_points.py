@@ -11,14 +11,13 @@ import random
 import shutil
 import sqlite3
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.integration.core import kill_points
 from tests.integration.core.kill_points import SCENES, open_gate, quiet, waiting
-from tests.integration.core.players import PLAYERS, Players, empty_service, memory_folder
+from tests.integration.core.players import PLAYERS
 from tests.integration.core.service import RESTARTED, Service
 from tests.integration.core.wholeness import nothing_counted, processes
 
@@ -27,25 +26,7 @@ WHOLE = ("hit",)
 STOPPED = "the job was stopped"
 
 
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with memory_folder() as it:
-        yield it
-
-
-@pytest.fixture
-async def players(folder) -> AsyncIterator[Players]:
-    players = Players(folder, kill_points.__name__)
-    await players.start()
-    try:
-        yield players
-    finally:
-        await players.aclose()
-
-
-@pytest.fixture
-async def template(folder) -> Path:
-    return await empty_service(folder)
+PLAYED = kill_points.__name__
 
 
 @pytest.mark.parametrize("scene", SCENES)

@@ -13,7 +13,7 @@ import os
 import random
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,7 @@ from magsd.storage.objects import ObjectStoreSettings
 from tests.integration.core import workspace_points
 from tests.integration.core.kept_files import files_of
 from tests.integration.core.kill_points import open_gate, quiet
-from tests.integration.core.players import PLAYERS, Players, empty_service, memory_folder
+from tests.integration.core.players import PLAYERS
 from tests.integration.core.service import DEADLINE_S, Service
 from tests.integration.core.wholeness import nothing_counted, processes
 from tests.integration.core.workspace_points import SCENES, WORKSPACE, files, script
@@ -34,25 +34,7 @@ SAMPLES = {"directory": 4, "s3": 2}
 IS_FULL = os.environ.get("MAGS_TEST_FULL") == "1"
 
 
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with memory_folder() as it:
-        yield it
-
-
-@pytest.fixture
-async def players(folder) -> AsyncIterator[Players]:
-    players = Players(folder, workspace_points.__name__)
-    await players.start()
-    try:
-        yield players
-    finally:
-        await players.aclose()
-
-
-@pytest.fixture
-async def template(folder) -> Path:
-    return await empty_service(folder)
+PLAYED = workspace_points.__name__
 
 
 @pytest.fixture(scope="module")

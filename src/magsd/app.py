@@ -19,11 +19,8 @@ import resource
 import shutil
 import signal
 import socket
-import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from functools import partial
-from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -38,13 +35,11 @@ from magsd.api.waits import Waits
 from magsd.config import Settings
 from magsd.core.access import Access
 from magsd.core.application import Application
-from magsd.core.log_places import LogPlaces
 from magsd.core.node import Node
 from magsd.core.settings import CoreSettings
 from magsd.db.database import Database
 from magsd.metrics import Metrics
-from magsd.model.errors import CapacityError, ConflictError, InvalidError, UnauthorizedError
-from magsd.model.records import JobSpec, LogSource, Principal
+from magsd.model.errors import ConflictError, InvalidError, UnauthorizedError
 from magsd.storage.images import ImageStore
 from magsd.storage.objects import open_store
 
@@ -54,9 +49,6 @@ Say = Callable[[str], None]
 Result = TypeVar("Result")
 
 _PRIVATE: Final = ("run", "logs", "disks", "tmp")
-_PROBE_NET: Final = IPv4Network("198.19.255.224/27")
-"""Beside the usual `slot_net`, so that sandboxes can be tried while a service runs."""
-_PROBE_TIMEOUT_S: Final = 30
 _log = structlog.get_logger()
 
 
@@ -297,66 +289,3 @@ def make_token(settings: Settings, name: str) -> str:
             await database.aclose()
 
     return run(make())
-
-
-def diagnose(settings: Settings, say: Say, *, as_json: bool = False) -> bool:
-    """Say what works here; return whether scripts can run."""
-    checks = doctor.diagnose(settings, SystemClock(), lambda: _sandboxes(settings))
-    return run(doctor.report(checks, say, as_json=as_json))
-
-
-def clean(settings: Settings, say: Say) -> bool:
-    """Remove what daemons that are gone left on this machine; return whether nothing is left."""
-    return run(doctor.clean(settings, SystemClock(), say))
-
-
-@asynccontextmanager
-async def _sandboxes(settings: Settings) -> AsyncIterator[doctor.RunScript]:
-    """Hold a service of its own open, beside the one that may run here, with the same images."""
-    clock = SystemClock()
-    with tempfile.TemporaryDirectory(prefix="mags-doctor-") as folder:
-        own = settings.model_copy(
-            update={
-                "data_dir": Path(folder),
-                "database_url": None,
-                "object_store_url": None,
-                "slot_net": _PROBE_NET,
-                "pool_min": 0,
-                "pool_max": 0,
-            }
-        )
-        images = ImageStore(settings.data_dir)
-        with data_directory(own.data_dir):
-            own = await engines.lent(settings, own)
-            async with opened(own, images, clock) as application:
-                secret = await application.access.first_token(None)
-                principal = await application.access.authenticate(secret or "")
-                try:
-                    yield partial(_run_script, application, principal, clock)
-                finally:
-                    await _given_back(LogPlaces(own.data_dir), clock)
-
-
-async def _run_script(
-    application: Application, principal: Principal, clock: Clock, script: str
-) -> doctor.Ran:
-    if (reason := application.readiness()) is not None:
-        raise CapacityError(reason)
-    began = clock.monotonic()
-    spec = JobSpec(script, timeout_s=_PROBE_TIMEOUT_S)
-    status = await application.submit(principal, spec)
-    while not status.is_final:
-        status = await application.status(
-            principal, status.request_id, wait_s=60, after_generation=status.generation
-        )
-    took_s = clock.monotonic() - began
-    page = await application.logs(principal, status.request_id)
-    lines = [line.message for line in page.lines if line.source is not LogSource.SYSTEM]
-    return doctor.Ran(status, "\n".join(lines), took_s)
-
-
-async def _given_back(places: LogPlaces, clock: Clock) -> None:
-    """Return when no VM is left: what a folder that goes now knew would be lost."""
-    async with asyncio.timeout(_PROBE_TIMEOUT_S):
-        while places.vms():
-            await clock.sleep(0.05)

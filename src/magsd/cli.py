@@ -55,16 +55,15 @@ def doctor(
     ] = False,
 ) -> None:
     """Find out what works on this machine, by running a script in a sandbox among other things."""
-    from magsd import app as composition
-    from magsd import config, log
+    from magsd import config, log, trial
 
     with told():
         settings = config.load()
         log.configure("error")
         if clean:
-            is_well = composition.clean(settings, say)
+            is_well = trial.clean(settings, say)
         else:
-            is_well = composition.diagnose(settings, say, as_json=as_json)
+            is_well = trial.diagnose(settings, say, as_json=as_json)
         if not is_well:
             raise typer.Exit(1)
 

@@ -14,6 +14,7 @@ from magsd.core.access import Access
 from magsd.core.execs import Execs
 from magsd.core.files import Files
 from magsd.core.jobs import Jobs
+from magsd.core.leases import Leases
 from magsd.core.logs import Logs
 from magsd.core.loop_watch import watch_loop
 from magsd.core.node import Node
@@ -62,7 +63,8 @@ class Application:
         self.workspaces = Workspaces(node, self._upkeep)
         self.archives = WorkspaceArchives(node)
         self._logs = Logs(node, self._jobs, self._supervisor)
-        self.execs = Execs(node, self._jobs, self._supervisor)
+        self.leases = Leases(node, self._supervisor)
+        self.execs = Execs(node, self._jobs, self.leases)
         self._tasks = Tasks(_report)
         self._is_closing = False
         node.metrics.watch_queue(lambda: node.room.waiting)

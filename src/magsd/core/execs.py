@@ -18,9 +18,8 @@ import structlog
 
 from magsd.core import launch, outcome
 from magsd.core.jobs import Jobs
+from magsd.core.leases import Lease, Leases
 from magsd.core.node import Node
-from magsd.core.remains import handle_of
-from magsd.core.supervisor import Supervisor
 from magsd.db import jobs
 from magsd.engine.base import EndReason, Handle
 from magsd.guest import streams
@@ -35,9 +34,8 @@ from magsd.model.errors import (
     NotFoundError,
     TooLargeError,
 )
-from magsd.model.lifecycle import RunState, Status
 from magsd.model.names import RequestId, VmId
-from magsd.model.records import Executed, JobStatus, Principal, Run
+from magsd.model.records import Executed, Principal
 
 AT_ONCE_MAX: Final = 60
 """Commands in one VM: its shim takes 64 connections and streams, and has others beside these."""
@@ -55,10 +53,10 @@ _log = structlog.get_logger()
 class Execs:
     """The commands that run in the VMs of a node for callers."""
 
-    def __init__(self, node: Node, jobs: Jobs, supervisor: Supervisor) -> None:
+    def __init__(self, node: Node, jobs: Jobs, leases: Leases) -> None:
         self._node = node
         self._jobs = jobs
-        self._supervisor = supervisor
+        self._leases = leases
         self._running: Counter[VmId] = Counter()
         self._memory = _Memory(node.settings.exec_output_bytes)
 
@@ -71,24 +69,16 @@ class Execs:
         """
         self._check(command, timeout_s)
         status = await self._jobs.find(principal, ref)
-        run = self._supervisor.run_of(status.request_id)
-        if run is None or run.state is not RunState.RUNNING:
-            raise ConflictError(_why_not(status))
-        environment = launch.environment_of(await self._variables(run.request_id))
+        environment = launch.environment_of(await self._variables(status.request_id))
         _check_size(command, environment)
-        handle = handle_of(self._node, run)
-        assert handle is not None
         began = self._node.clock.monotonic()
-        with self._place(handle.vm):
-            use = _Use(self._memory)
-            try:
-                result = await _run(handle, command, environment, timeout_s, use)
-            except (ShimError, OSError, TimeoutError) as error:
-                use.release()
-                raise await self._failure(run, handle, error) from error
-            except BaseException:
-                use.release()
-                raise
+        use = _Use(self._memory)
+        try:
+            async with self._leases.hold(status) as lease:
+                result = await self._in_vm(lease, command, environment, timeout_s, use)
+        except BaseException:
+            use.release()
+            raise
         executed = Executed(
             exit_code=_exit_code(result),
             stdout=result.stdout,
@@ -97,8 +87,22 @@ class Execs:
             is_truncated=result.is_truncated,
         )
         weakref.finalize(executed, use.release)
-        self._node.metrics.executed(run.engine, has_timed_out=result.has_timed_out)
+        self._node.metrics.executed(lease.run.engine, has_timed_out=result.has_timed_out)
         return executed
+
+    async def _in_vm(
+        self,
+        lease: Lease,
+        command: str,
+        environment: Mapping[str, str],
+        timeout_s: int,
+        use: "_Use",
+    ) -> ExecResult:
+        with self._place(lease.handle.vm):
+            try:
+                return await _run(lease.handle, command, environment, timeout_s, use)
+            except (ShimError, OSError, TimeoutError) as error:
+                raise await self._failure(lease, error) from error
 
     def _check(self, command: str, timeout_s: int) -> None:
         if not command.strip():
@@ -130,12 +134,12 @@ class Execs:
         except LookupError:
             raise NotFoundError("the job is gone") from None
 
-    async def _failure(self, run: Run, handle: Handle, error: Exception) -> MagsError:
+    async def _failure(self, lease: Lease, error: Exception) -> MagsError:
         """Return what to say of a command whose VM or connection failed."""
-        engine = self._node.engines[run.engine]
+        engine = self._node.engines[lease.run.engine]
         try:
             async with asyncio.timeout(_END_S):
-                vm_end = await engine.wait(handle)
+                vm_end = await engine.wait(lease.handle)
         except TimeoutError:
             text = "the VM lives and could not run the command at this moment: try again"
             return CapacityError(text, repr(error))
@@ -161,14 +165,6 @@ async def _run(
         )
     finally:
         await connection.aclose()
-
-
-def _why_not(status: JobStatus) -> str:
-    if status.status is Status.PENDING:
-        return "the job has no VM yet: wait until its status is `running`"
-    if status.is_final:
-        return f"the job is over (status: {status.status}): submit it again"
-    return "the job is ending: nothing can be run in its VM any more"
 
 
 def _check_size(command: str, environment: Mapping[str, str]) -> None:

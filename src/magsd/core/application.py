@@ -105,6 +105,7 @@ class Application:
         What `node` was made of stays open: it belongs to whoever made it.
         """
         self._is_closing = True
+        await self.execs.aclose()
         await self._supervisor.aclose()
         await self._node.pool.aclose()
         await self._tasks.aclose()

@@ -1,6 +1,6 @@
 """Commands that callers run in the VM of a job that runs.
 
-Each has a connection of its own to the VM's shim, and ends with it: a caller
+Each has a connection to the VM's shim for itself, and ends with it: a caller
 who goes away, and a daemon that ends, leave none behind. The job's actor has
 no part in it.
 """
@@ -17,13 +17,14 @@ from typing import Final
 import structlog
 
 from magsd.core import launch, outcome
+from magsd.core.idle_connections import IdleConnections
 from magsd.core.jobs import Jobs
 from magsd.core.leases import Lease, Leases
 from magsd.core.node import Node
 from magsd.db import jobs
-from magsd.engine.base import EndReason, Handle
+from magsd.engine.base import EndReason
 from magsd.guest import streams
-from magsd.guest.shim import ShimConnection, ShimError
+from magsd.guest.shim import ShimError
 from magsd.guest.streams import ExecResult
 from magsd.guest.wire import PAYLOAD_MAX
 from magsd.model.errors import (
@@ -41,7 +42,8 @@ AT_ONCE_MAX: Final = 60
 """Commands in one VM: its shim takes 64 connections and streams, and has others beside these."""
 _FIELDS_MAX_BYTES: Final = PAYLOAD_MAX - 256
 """Of a command and all variables: they travel in one frame, with a few words around them."""
-_CONNECT_S: Final = 10.0
+_ENVIRONMENTS_MAX: Final = 256
+"""Of so many jobs it is known, those that were asked for last: a few KB each, 64 at most."""
 _END_S: Final = 2.0
 """How long a VM whose connection broke may take to be known as ended."""
 _OWN_BYTES: Final = 64 * 1024
@@ -59,6 +61,12 @@ class Execs:
         self._leases = leases
         self._running: Counter[VmId] = Counter()
         self._memory = _Memory(node.settings.exec_output_bytes)
+        self._connections = IdleConnections()
+        self._environments: dict[RequestId, Mapping[str, str]] = {}
+
+    async def aclose(self) -> None:
+        """End connections that wait to be used again."""
+        await self._connections.aclose()
 
     async def run(self, principal: Principal, ref: str, command: str, timeout_s: int) -> Executed:
         """Run a shell command in the VM of a running job, to its end or for `timeout_s`.
@@ -69,7 +77,7 @@ class Execs:
         """
         self._check(command, timeout_s)
         status = await self._jobs.find(principal, ref)
-        environment = launch.environment_of(await self._variables(status.request_id))
+        environment = await self._environment(status.request_id)
         _check_size(command, environment)
         began = self._node.clock.monotonic()
         use = _Use(self._memory)
@@ -100,7 +108,15 @@ class Execs:
     ) -> ExecResult:
         with self._place(lease.handle.vm):
             try:
-                return await _run(lease.handle, command, environment, timeout_s, use)
+                async with self._connections.use(lease.handle) as connection:
+                    return await streams.run(
+                        connection,
+                        ["/bin/sh", "-c", command],
+                        environment=environment,
+                        cwd=launch.HOME,
+                        may_keep=use.take,
+                        timeout_s=timeout_s,
+                    )
             except (ShimError, OSError, TimeoutError) as error:
                 raise await self._failure(lease, error) from error
 
@@ -128,11 +144,20 @@ class Execs:
             if not self._running[vm]:
                 del self._running[vm]
 
-    async def _variables(self, request_id: RequestId) -> Mapping[str, str]:
-        try:
-            return await self._node.database.read(lambda tx: jobs.environment(tx, request_id))
-        except LookupError:
-            raise NotFoundError("the job is gone") from None
+    async def _environment(self, request_id: RequestId) -> Mapping[str, str]:
+        """Return the environment of a job, which never changes."""
+        known = self._environments.pop(request_id, None)
+        if known is None:
+            try:
+                read = self._node.database.read
+                variables = await read(lambda tx: jobs.environment(tx, request_id))
+            except LookupError:
+                raise NotFoundError("the job is gone") from None
+            known = launch.environment_of(variables)
+        if len(self._environments) >= _ENVIRONMENTS_MAX:
+            del self._environments[next(iter(self._environments))]
+        self._environments[request_id] = known
+        return known
 
     async def _failure(self, lease: Lease, error: Exception) -> MagsError:
         """Return what to say of a command whose VM or connection failed."""
@@ -147,24 +172,6 @@ class Execs:
             return ConflictError("the job ended while the command ran: see its status")
         why = outcome.of_lost_vm(vm_end).error
         return ConflictError(f"the command was lost with its VM: {why}", vm_end.detail)
-
-
-async def _run(
-    handle: Handle, command: str, environment: Mapping[str, str], timeout_s: int, use: "_Use"
-) -> ExecResult:
-    async with asyncio.timeout(_CONNECT_S):
-        connection = await ShimConnection.open(handle.run_directory, handle.vm, handle.epoch)
-    try:
-        return await streams.run(
-            connection,
-            ["/bin/sh", "-c", command],
-            environment=environment,
-            cwd=launch.HOME,
-            may_keep=use.take,
-            timeout_s=timeout_s,
-        )
-    finally:
-        await connection.aclose()
 
 
 def _check_size(command: str, environment: Mapping[str, str]) -> None:

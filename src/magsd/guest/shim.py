@@ -207,6 +207,11 @@ class ShimConnection:
         stream = self._streams[number] = Stream(self._link, number, self._over)
         return stream
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it has not ended, as far as is known here."""
+        return self._link.end_reason is None
+
     async def closed(self) -> None:
         """Wait until the connection has ended, whoever ended it."""
         await self._link.lost()

@@ -6,7 +6,9 @@ import signal
 
 import pytest
 
+from magsd.core import idle_connections
 from magsd.core.execs import AT_ONCE_MAX
+from magsd.guest.shim import ShimConnection
 from magsd.model.errors import (
     CapacityError,
     ConflictError,
@@ -194,3 +196,51 @@ async def test_what_cannot_be_run_is_refused(execute):
         await execute("x" * 66_000)
     long = "true " + "x" * 60_000
     assert (await execute(long)).exit_code == 0
+
+
+# --- connections -------------------------------------------------------------------
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The connections that were opened, in order."""
+    connections = []
+    real = ShimConnection.open
+
+    async def opening(*arguments):
+        connection = await real(*arguments)
+        connections.append(connection)
+        return connection
+
+    monkeypatch.setattr(idle_connections.ShimConnection, "open", opening)
+    return connections
+
+
+async def test_commands_one_after_another_share_a_connection(execute, opened):
+    for number in range(3):
+        assert (await execute(f"exit {number}")).exit_code == number
+    assert len(opened) == 1
+
+
+async def test_commands_at_once_have_connections_of_their_own_and_one_is_kept(execute, opened):
+    await asyncio.gather(*(execute("sleep 0.2") for _ in range(4)))
+    assert len(opened) == 4
+    await until(lambda: sum(connection.is_open for connection in opened) == 1)
+
+
+async def test_a_connection_ends_with_a_command_that_was_given_up(execute, opened):
+    await execute("true")
+    task = asyncio.ensure_future(execute("sleep 1001"))
+    await until(lambda: running(b"sleep\x001001\x00"))
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not opened[0].is_open
+    assert (await execute("exit 3")).exit_code == 3
+    assert len(opened) == 2
+
+
+async def test_a_connection_that_broke_is_not_used_again(execute, opened):
+    await execute("true")
+    await opened[0].aclose()
+    assert (await execute("exit 4")).exit_code == 4

@@ -17,6 +17,8 @@ from typing import Final
 import httpx
 
 from bench.scrape import Scrape
+from magsd.engine.process import Detached
+from magsd.engine.record import VmRecord
 from magsd.engines import QEMU
 from magsd.storage.build import build_standard
 from magsd.storage.images import ImageStore
@@ -128,6 +130,17 @@ def serving(
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(_STOP_S)
+        _end_vms(data)
+
+
+def _end_vms(data: Path) -> None:
+    """End the VMs of a server that has ended: they outlive it, and a part that failed leaves some."""
+    for directory in (data / "run").iterdir():
+        record = VmRecord.read(directory)
+        shim = record and Detached.find(record.shim_pid, record.shim_start_time)
+        if shim is not None:
+            shim.send_signal(signal.SIGKILL)
+            shim.close()
 
 
 def add_kernel(data: Path, engine: str) -> None:

@@ -1,0 +1,6 @@
+import Mags from "./index.cjs";
+
+const { MagsError } = Mags;
+
+export { Mags, MagsError };
+export default Mags;

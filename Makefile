@@ -5,7 +5,7 @@ IMAGES := build/images
 KERNELS := build/kernel
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test guest image kernel-update demo check test test-full bench lock \
+.PHONY: help setup setup-test guest image kernel-update demo check test test-full bench docs lock \
     clean distclean
 
 help: ## show this
@@ -40,6 +40,9 @@ test-full: setup-test ## all tests, with large sizes and many seeds
 
 bench: setup ## measure, beside peers, against the table of goals (ARGS=-h: options)
 	@$(PYTHON) -m bench $(ARGS)
+
+docs: setup ## build the documentation as a site: build/site
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build
 
 lock: ## write requirements.txt from pyproject.toml
 	@.venv/bin/uv pip compile --python-version 3.11 --generate-hashes --no-emit-index-url \

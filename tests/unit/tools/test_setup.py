@@ -59,7 +59,7 @@ def test_every_suite_runs_in_the_gate_and_the_quick_ones_in_the_check():
     check = [suite.name for suite in run_tests.suites("check")]
     gate = [suite.name for suite in run_tests.suites("gate")]
 
-    assert check == ["format", "lint", "types", "layers", "unit"]
+    assert check == ["format", "lint", "types", "layers", "docs", "unit"]
     of_jobs = ["e2e", "e2e faults", "e2e states", "e2e cycles"]
     assert gate == [*check, "fuzz", "integration", "conformance", *of_jobs]
     assert [suite.name for suite in run_tests.suites("full")] == gate

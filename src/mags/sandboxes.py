@@ -9,6 +9,8 @@ from mags.errors import MagsError
 FINAL_STATUSES: Final = frozenset({"completed", "error"})
 _EXEC_MORE_S: Final = 10
 """How much longer than its command a request may take."""
+_SYNC_S: Final = 30
+"""The server answers within 25 s."""
 
 
 class _Client(Protocol):
@@ -17,6 +19,14 @@ class _Client(Protocol):
     def run(self, script: str, **arguments: Any) -> JsonObject: ...
 
     def status(self, request_id: str) -> JsonObject: ...
+
+    def stop(self, name_or_id: str) -> JsonObject: ...
+
+    def sync(self, request_id: str) -> JsonObject: ...
+
+    def find_job(self, name_or_id: str) -> JsonObject | None: ...
+
+    def new(self, name: str, **arguments: Any) -> JsonObject: ...
 
     def _job_path(self, name_or_id: str, what: str = "") -> str: ...
 
@@ -90,3 +100,35 @@ class SandboxCalls:
         asked = {"startup_command": startup_command, "no_sleep": no_sleep}
         body = {key: value for key, value in asked.items() if value is not None}
         return self._object("PATCH", self._job_path(request_id), json=body)
+
+    def sync(self: _Client, request_id: str) -> JsonObject:
+        """Keep what a job has changed so far in its workspace, and return when it is stored.
+
+        The job goes on. Returns `{"success", "workspace_id", "version", "size_bytes", …}`.
+        """
+        return self._object("POST", self._job_path(request_id, "sync"), timeout_s=_SYNC_S)
+
+    def resize(
+        self: _Client,
+        workspace: str,
+        disk_gb: int,
+        *,
+        timeout: float = 30.0,
+        poll_interval: float = 1.0,
+    ) -> JsonObject:
+        """Give a workspace's sandbox a disk of another size: it is kept, stopped and made again.
+
+        Returns as `new` does. A sandbox whose files are kept nowhere is refused with a
+        `MagsError`, and goes on as it is.
+        """
+        found = self.find_job(workspace)
+        if found is not None and found["status"] in ("running", "sleeping"):
+            self.sync(found["request_id"])
+            self.stop(found["request_id"])
+        return self.new(
+            workspace,
+            persistent=True,
+            disk_gb=disk_gb,
+            timeout=timeout,
+            poll_interval=poll_interval,
+        )

@@ -163,3 +163,42 @@ def test_a_file_goes_with_a_script_and_usage_tells_of_it(mags: _Cli, tmp_path: P
     assert used["completed_jobs"] >= 1
     assert used["storage_bytes"] >= 4
     assert "vm time" in mags("usage").stdout
+
+
+def test_a_script_from_a_file_keeps_its_changes_and_others_begin_with_them(
+    mags: _Cli, tmp_path: Path
+) -> None:
+    script = tmp_path / "setup.sh"
+    script.write_text("echo 'made here' > /root/made; echo done\n")
+    done = mags("run", "-w", "cli-base", "--script", str(script))
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+    done = mags("run", "--base", "cli-base", "cat /root/made; rm /root/made")
+    assert (done.returncode, done.stdout) == (0, "made here\n"), done.stderr
+    assert mags("run", "--base", "cli-base", "cat /root/made").stdout == "made here\n"
+    assert mags("run", "true", "--script", str(script)).returncode == 2
+    assert mags("run").returncode == 2
+
+
+def test_a_sandbox_that_stays_is_kept_and_gets_a_larger_disk(mags: _Cli) -> None:
+    made = mags("run", "-p", "-w", "cli-stays", "echo kept > /root/file; df -m / | tail -1")
+    job = made.stdout.strip()
+    assert eventually(lambda: mags("exec", job, "cat file").stdout == "kept\n")
+    kept = json.loads(mags("sync", job, "--json").stdout)
+    assert (kept["workspace_id"], kept["version"]) == ("cli-stays", 1)
+    assert mags("sync", job).stdout == "cli-stays is at version 1\n"
+    again = mags("resize", "cli-stays", "--disk", "3")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.strip() != job
+    assert mags("exec", "cli-stays", "cat /root/file").stdout == "kept\n"
+    size = mags("exec", "cli-stays", "df -m / | tail -1").stdout.split()
+    assert int(size[1]) > 2500
+    assert mags("stop", "cli-stays").returncode == 0
+
+
+def test_what_is_kept_nowhere_is_not_resized(mags: _Cli) -> None:
+    assert mags("new", "cli-local").returncode == 0
+    refused = mags("resize", "cli-local", "--disk", "3")
+    assert refused.returncode == 1
+    assert "nothing to sync" in refused.stderr or "no_sync" in refused.stderr
+    assert mags("exec", "cli-local", "echo lives").stdout == "lives\n"
+    mags("stop", "cli-local")

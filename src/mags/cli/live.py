@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from mags.cli import output
-from mags.cli.options import client
+from mags.cli.options import JsonOption, client
 
 _JobArgument = Annotated[
     str, typer.Argument(metavar="JOB", help="A job's id or name, or its workspace.")
@@ -19,6 +19,8 @@ def add_to(app: typer.Typer) -> None:
     # What follows the job is the command's, options included.
     app.command("exec", context_settings={"ignore_unknown_options": True})(execute)
     app.command("set")(change)
+    app.command()(sync)
+    app.command()(resize)
 
 
 def new(
@@ -69,3 +71,23 @@ def change(
     with client() as mags:
         reply = mags.update_job(job, no_sleep=no_sleep)
     typer.echo(reply.get("message", "updated"))
+
+
+def sync(job: _JobArgument, as_json: JsonOption = False) -> None:
+    """Keep what a job has changed so far in its workspace; the job goes on."""
+    with client() as mags:
+        kept = mags.sync(job)
+    if as_json:
+        output.write_json(kept)
+    else:
+        typer.echo(f"{kept['workspace_id']} is at version {kept['version']}")
+
+
+def resize(
+    workspace: Annotated[str, typer.Argument(metavar="WORKSPACE", help="Name of the sandbox.")],
+    disk: Annotated[int, typer.Option(min=1, metavar="GB", help="Size of its new disk.")],
+) -> None:
+    """Give a workspace's sandbox a disk of another size: it is kept, stopped and made again."""
+    with client() as mags:
+        made = mags.resize(workspace, disk, poll_interval=0.1)
+    typer.echo(made["request_id"])

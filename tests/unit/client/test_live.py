@@ -109,3 +109,39 @@ def test_set_changes_settings(api, run):
     run("set", "box", "--sleep")
 
     assert [request.body for request in api.requests] == [{"no_sleep": True}, {"no_sleep": False}]
+
+
+@pytest.mark.parametrize("state", ["running", "sleeping"])
+def test_a_sandbox_is_kept_and_stopped_before_it_is_made_with_another_disk(api, mags, state):
+    found = {"request_id": JOB, "name": "box", "workspace_id": "box", "status": state}
+    api.on("GET", JOBS, {"jobs": [found]})
+    api.on("POST", f"{JOBS}/{JOB}/sync", {"success": True})
+    api.on("POST", f"{JOBS}/{JOB}/stop", {"success": True})
+    api.on("POST", JOBS, Reply({"request_id": JOB}, 202))
+    api.on("GET", f"{JOBS}/{JOB}/status", {"status": "running", "vm_id": "01"})
+
+    assert mags.resize("box", 5) == {"request_id": JOB, "status": "running"}
+
+    asked = [(one.method, one.path.partition("?")[0]) for one in api.requests]
+    assert asked[1:4] == [
+        ("POST", f"{JOBS}/{JOB}/sync"),
+        ("POST", f"{JOBS}/{JOB}/stop"),
+        ("POST", JOBS),
+    ]
+    assert api.requests[3].body["disk_gb"] == 5
+
+
+def test_a_sandbox_that_cannot_be_kept_goes_on_as_it_is(api, mags):
+    found = {"request_id": JOB, "name": "box", "workspace_id": "box", "status": "running"}
+    api.on("GET", JOBS, {"jobs": [found]})
+    api.on("POST", f"{JOBS}/{JOB}/sync", Reply({"error": "there is nothing to sync"}, 400))
+    with pytest.raises(MagsError, match="nothing to sync"):
+        mags.resize("box", 5)
+    assert len(api.requests) == 2
+
+
+def test_a_script_file_that_is_no_text_is_refused(run, tmp_path):
+    (tmp_path / "a").write_bytes(b"\xff\xfe")
+    code, _, told = run("run", "--script", str(tmp_path / "a"))
+    assert code == 2
+    assert b"not UTF-8" in told

@@ -10,7 +10,6 @@
 #include <stdlib.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "machine.h"
@@ -41,17 +40,6 @@ static void tell(int fd, char what, int error)
     (void)put; /* the agent may have gone */
 }
 
-/* Nothing of the agent's stays open: not the ends of pipes, whose others wait. */
-static void stand_alone(int *disk, int *fd)
-{
-    const struct sched_param first = {.sched_priority = 1};
-    if (dup2(*disk, 0) < 0 || dup2(*fd, 1) < 0 || syscall(SYS_close_range, 3, ~0u, 0) < 0)
-        _exit(1);
-    *disk = 0;
-    *fd = 1;
-    sched_setscheduler(0, SCHED_FIFO, &first);
-}
-
 /* Hold the disk until something comes or the time is up. 0 or an errno. */
 static int hold(int disk, int fd, int deadline_ms)
 {
@@ -72,11 +60,13 @@ static int write_out(int disk)
     return syncfs(disk) < 0 ? errno : 0;
 }
 
-static _Noreturn void serve(int disk, int fd, int deadline_ms)
+static _Noreturn void serve(int deadline_ms)
 {
+    const struct sched_param first = {.sched_priority = 1};
+    const int disk = STDIN_FILENO, fd = STDOUT_FILENO;
     char what;
     int error = 0;
-    stand_alone(&disk, &fd);
+    sched_setscheduler(0, SCHED_FIFO, &first);
     while (!error && recv(fd, &what, 1, 0) == 1) {
         if (what == FREEZE)
             error = hold(disk, fd, deadline_ms);
@@ -97,8 +87,9 @@ static int begin(int disk, int deadline_ms, int *ours)
         return errno;
     pid_t pid = fork();
     if (pid == 0) {
-        close(ends[0]);
-        serve(disk, ends[1], deadline_ms);
+        /* Nothing of the agent's stays open: not the ends of pipes, whose others wait. */
+        stand_alone(disk, ends[1]);
+        serve(deadline_ms);
     }
     int error = pid < 0 ? errno : 0;
     close(ends[1]);

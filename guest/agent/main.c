@@ -41,9 +41,10 @@ static _Noreturn void end(const char *why, int code)
 
 const struct service *service_find(const char *word)
 {
-    static const struct service *const all[] = {&exec_service,    &read_service,
-                                                &write_service,   &control_service,
-                                                &capture_service, &freeze_service};
+    static const struct service *const all[] = {
+        &exec_service,    &read_service,   &write_service, &control_service,
+        &capture_service, &freeze_service, &dial_service,
+    };
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         if (strcmp(all[i]->word, word) == 0)
             return all[i];

@@ -10,7 +10,7 @@
 #define RUN_DIRECTORY "/run/mags"
 
 extern const struct service exec_service, read_service, write_service, control_service,
-    capture_service, freeze_service;
+    capture_service, freeze_service, dial_service;
 
 /* Monotonic time. */
 int64_t now_ns(void);
@@ -27,6 +27,10 @@ void exec_kill_all(struct session *session);
 /* Start argv[0] in a session of its own with `ends` as descriptors 0, 1 and 2.
  * Returns 0 or an errno. (program.c) */
 int program_start(struct fields request, const int ends[3], pid_t *pid);
+
+/* In a process of the agent's own: keep of its descriptors these two, as 0 and 1, and
+ * what it says goes to. (program.c) */
+void stand_alone(int in, int out);
 
 /* Mount the tmpfs RUN_DIRECTORY. */
 bool run_directory_mount(void);

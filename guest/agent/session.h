@@ -126,4 +126,7 @@ void stream_exit(struct stream *stream, uint64_t value, const struct queue *fiel
 /* End the stream with an errno and its text. */
 void stream_fail(struct stream *stream, int error);
 
+/* Break the stream off: the far end must not take what it has for all there is. */
+void stream_reset(struct stream *stream, const char *why);
+
 #endif

@@ -91,6 +91,17 @@ void stream_fail(struct stream *stream, int error)
     queue_free(&fields);
 }
 
+void stream_reset(struct stream *stream, const char *why)
+{
+    struct queue fields = {0};
+    queue_field(&fields, "error=%s", why);
+    struct wire_header header = {
+        .length = (uint32_t)queue_length(&fields), .stream = stream->id, .kind = WIRE_RESET};
+    queue_frame(&stream->session->to_send, &header, queue_head(&fields));
+    queue_free(&fields);
+    stream->id = 0;
+}
+
 int poll_add(struct poll_set *set, int fd, short events)
 {
     set->entries[set->count] = (struct pollfd){.fd = fd, .events = events};

@@ -85,6 +85,15 @@ static struct transient *find(struct core *core, const struct connection *connec
     return NULL;
 }
 
+/* Whether those who speak for strangers would leave nothing for the daemon. */
+static bool is_beyond_scope(const struct core *core, const struct connection *connection)
+{
+    unsigned count = 0;
+    for (unsigned i = 0; i < WIRE_STREAMS_MAX; i++)
+        count += core->transients[i].id && core->transients[i].owner->is_scoped;
+    return connection->is_scoped && count >= WIRE_SCOPED_STREAMS_MAX;
+}
+
 static void open_transient(struct core *core, struct connection *connection,
                            struct wire_header *header, const uint8_t *payload)
 {
@@ -96,7 +105,8 @@ static void open_transient(struct core *core, struct connection *connection,
         connection_refuse(connection, header->stream, "the agent has not joined");
         return;
     }
-    if (core_open_streams(core) >= WIRE_STREAMS_MAX || core->next_id == UINT32_MAX) {
+    if (core_open_streams(core) >= WIRE_STREAMS_MAX || is_beyond_scope(core, connection) ||
+        core->next_id == UINT32_MAX) {
         connection_refuse(connection, header->stream, "too many streams are open in this VM");
         return;
     }

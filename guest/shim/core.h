@@ -32,7 +32,8 @@
 #define NONCE_DIGITS 32
 #define AGENT_QUEUE_MAX (4u << 20)      /* above it nothing more goes to the agent */
 #define CONNECTION_QUEUE_MAX (8u << 20) /* above it this connection is not read */
-#define CONNECTIONS_QUEUE_MAX (64u << 20) /* of all together; the longest one goes */
+/* Of all together; the longest one goes. One window of every stream is less. */
+#define CONNECTIONS_QUEUE_MAX (80u << 20)
 #define LOG_BURST_MIN (64u << 10)
 #define NEVER UINT64_MAX
 

@@ -15,7 +15,8 @@
 #define WIRE_PAYLOAD_MAX (64u * 1024u)
 #define WIRE_WINDOW_BYTES (256u * 1024u)           /* initial credit of every channel */
 #define WIRE_DURABLE_WINDOW_BYTES (1024u * 1024u)  /* granted by the shim after journaling */
-#define WIRE_STREAMS_MAX 64u                       /* open at once in one VM */
+#define WIRE_STREAMS_MAX 256u                      /* open at once in one VM */
+#define WIRE_SCOPED_STREAMS_MAX 192u               /* of these, on connections in a scope */
 #ifndef WIRE_DURABLE_ID_MAX /* a fuzzer has fewer, to be faster */
 #define WIRE_DURABLE_ID_MAX 0x7fffu                /* durable stream ids: 1..0x7fff */
 #endif

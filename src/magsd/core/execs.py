@@ -39,7 +39,7 @@ from magsd.model.names import RequestId, VmId
 from magsd.model.records import Executed, Principal
 
 AT_ONCE_MAX: Final = 60
-"""Commands in one VM: its shim takes 64 connections and streams, and has others beside these."""
+"""Commands in one VM: its shim takes 64 connections, and has others beside these."""
 _FIELDS_MAX_BYTES: Final = PAYLOAD_MAX - 256
 """Of a command and all variables: they travel in one frame, with a few words around them."""
 _ENVIRONMENTS_MAX: Final = 256

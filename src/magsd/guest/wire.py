@@ -16,8 +16,10 @@ HEADER_BYTES: Final = 24
 PAYLOAD_MAX: Final = 64 * 1024
 WINDOW_BYTES: Final = 256 * 1024
 """The credit that every channel begins with."""
-STREAMS_MAX: Final = 64
+STREAMS_MAX: Final = 256
 """Open at once in one VM."""
+SCOPED_STREAMS_MAX: Final = 192
+"""Of these, on connections that may open streams and nothing else: the rest is the daemon's."""
 DURABLE_ID_MAX: Final = 0x7FFF
 """Durable streams have the ids from 1 to this one."""
 TRANSIENT_ID_MIN: Final = 0x10000

@@ -4,7 +4,15 @@ import pytest
 
 from magsd.engine.fake.client import Client
 from magsd.engine.fake.shim import CLIENTS_MAX
-from magsd.guest.wire import WINDOW_BYTES, Frame, Kind, WireError, pack_fields, parse_fields
+from magsd.guest.wire import (
+    STREAMS_MAX,
+    WINDOW_BYTES,
+    Frame,
+    Kind,
+    WireError,
+    pack_fields,
+    parse_fields,
+)
 from tests.unit.engine.fake_vm import T1, Daemon, Vm
 from tests.unit.engine.fake_world import settled
 
@@ -45,11 +53,11 @@ async def test_an_offence(vm, frame):
 
 async def test_streams_have_an_end_of_their_number(vm):
     daemon = Daemon(vm)
-    for number in range(65):
+    for number in range(STREAMS_MAX + 1):
         daemon.run("sleep 100", stream=T1 + number)
     (reset,) = daemon.taken(Kind.RESET)
-    assert reset.stream == T1 + 64
-    assert vm.shim.open_streams == 64
+    assert reset.stream == T1 + STREAMS_MAX
+    assert vm.shim.open_streams == STREAMS_MAX
     daemon.give(Kind.RESET, T1)
     daemon.run("sleep 100")
     assert len(daemon.taken(Kind.OPEN)) == 1

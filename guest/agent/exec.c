@@ -1,4 +1,4 @@
-/* Stream `exec`: a process with pipes, leader of a session of its own. */
+/* Stream `exec`: a process with pipes or a terminal, leader of a session of its own. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -10,7 +10,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "services.h"
+#include "terminal.h"
 
 /* How long the pipes of a process that has ended may go on bringing output of
  * others that hold them: enough for a filter that it started, and a daemon that
@@ -32,6 +32,7 @@ struct exec {
     int input_fd; /* -1: none, or nobody reads it any more */
     int input_polled_at;
     struct queue input;
+    bool has_terminal; /* the first output and the input are its master's */
 };
 
 static void close_fd(int *fd)
@@ -63,30 +64,52 @@ static bool open_pipe(int ours, int *mine, int *its)
     return fcntl(*mine, F_SETFL, O_NONBLOCK) == 0;
 }
 
-/* Returns 0 or an errno. */
-static int start(struct exec *exec, struct fields request)
+/* Make pipes as a request says. Returns 0 or an errno; `ends` are the caller's to close. */
+static int open_pipes(struct exec *exec, bool has_input, int ends[3])
 {
-    const char *input = fields_get(request.bytes, request.length, "stdin");
-    int ends[3] = {-1, -1, -1};
     bool has_ends;
-    if (input && strcmp(input, "open") == 0)
+    if (has_input)
         has_ends = open_pipe(1, &exec->input_fd, &ends[0]);
     else
         has_ends = (ends[0] = open("/dev/null", O_RDONLY | O_CLOEXEC)) >= 0;
     has_ends = has_ends && open_pipe(0, &exec->outputs[0].fd, &ends[1]) &&
                open_pipe(0, &exec->outputs[1].fd, &ends[2]);
-    int error = has_ends ? program_start(request, ends, &exec->pid) : errno;
+    return has_ends ? 0 : errno;
+}
+
+static int open_terminal(struct exec *exec, struct fields request, int ends[3])
+{
+    exec->has_terminal = true;
+    int error = terminal_open(request, &exec->outputs[0].fd, &ends[0]);
+    if (error)
+        return error;
+    exec->input_fd = fcntl(exec->outputs[0].fd, F_DUPFD_CLOEXEC, 3);
+    for (int i = 1; i < 3; i++)
+        ends[i] = fcntl(ends[0], F_DUPFD_CLOEXEC, 3);
+    return exec->input_fd < 0 || ends[1] < 0 || ends[2] < 0 ? errno : 0;
+}
+
+/* Returns 0 or an errno. */
+static int start(struct exec *exec, struct fields request)
+{
+    const char *input = fields_get(request.bytes, request.length, "stdin");
+    int ends[3] = {-1, -1, -1};
+    int error = input && strcmp(input, "terminal") == 0
+                    ? open_terminal(exec, request, ends)
+                    : open_pipes(exec, input && strcmp(input, "open") == 0, ends);
+    if (!error)
+        error = program_start(request, ends, exec->has_terminal, &exec->pid);
     for (int i = 0; i < 3; i++)
         close_fd(&ends[i]);
     return error;
 }
 
-static void say_why_not(struct stream *stream, const char *program, int error)
+static void say_why_not(struct stream *stream, const char *program, int error, bool has_terminal)
 {
     char line[512];
-    int length = snprintf(line, sizeof line, "mags: cannot run %.300s: %s\n", program,
-                          strerror(error));
-    stream_send(stream, WIRE_ERR, line, (size_t)length);
+    int length = snprintf(line, sizeof line, "mags: cannot run %.300s: %s%s\n", program,
+                          strerror(error), has_terminal ? "\r" : "");
+    stream_send(stream, has_terminal ? WIRE_OUT : WIRE_ERR, line, (size_t)length);
     stream_send_eof(stream, WIRE_OUT);
     stream_send_eof(stream, WIRE_ERR);
     bool is_there = error == EACCES || error == ENOEXEC || error == EPERM;
@@ -107,8 +130,11 @@ static const char *exec_open(struct stream *stream, struct fields request)
     stream->state = exec;
     int error = start(exec, request);
     if (error) {
+        bool has_terminal = exec->has_terminal;
         release(stream);
-        say_why_not(stream, program, error);
+        say_why_not(stream, program, error, has_terminal);
+    } else if (exec->has_terminal) {
+        stream_send_eof(stream, WIRE_ERR);
     }
     return NULL;
 }
@@ -142,17 +168,49 @@ static void exec_data(struct stream *stream, const uint8_t *bytes, size_t count)
     feed(stream);
 }
 
+static void exec_eof(struct stream *stream)
+{
+    struct exec *exec = stream->state;
+    int end = exec->has_terminal && exec->input_fd >= 0 ? terminal_end(exec->input_fd) : -1;
+    const uint8_t typed = (uint8_t)end;
+    if (end >= 0) /* a terminal has no end: its program is told as by whoever types it */
+        queue_append(&exec->input, &typed, 1);
+    feed(stream);
+}
+
+/* To whom a signal goes: as from the keyboard, or to the program. */
+static pid_t group_of(const struct exec *exec)
+{
+    pid_t foreground = exec->has_terminal && exec->outputs[0].fd >= 0
+                           ? terminal_foreground(exec->outputs[0].fd)
+                           : 0;
+    return foreground ? foreground : exec->pid;
+}
+
 static void exec_signal(struct stream *stream, int number)
 {
     const struct exec *exec = stream->state;
     if (exec->pid)
-        kill(-exec->pid, number);
+        kill(-group_of(exec), number);
+}
+
+static void exec_resize(struct stream *stream, uint16_t columns, uint16_t rows)
+{
+    const struct exec *exec = stream->state;
+    if (exec->has_terminal && exec->outputs[0].fd >= 0)
+        terminal_resize(exec->outputs[0].fd, columns, rows);
 }
 
 static void exec_abandon(struct stream *stream)
 {
-    exec_signal(stream, SIGKILL);
+    const struct exec *exec = stream->state;
+    pid_t leader = exec->pid, foreground = leader ? group_of(exec) : 0;
+    bool has_terminal = exec->has_terminal;
     release(stream);
+    if (leader && has_terminal)
+        hangup_begin(leader, foreground);
+    else if (leader)
+        kill(-leader, SIGKILL);
 }
 
 static void exec_watch(struct stream *stream, struct poll_set *set)
@@ -219,6 +277,7 @@ static void exec_pump(struct stream *stream, const struct poll_set *set)
 
 void exec_reaped(struct session *session, pid_t pid, int status)
 {
+    hangup_reaped(pid);
     for (size_t i = 0; i < WIRE_STREAMS_MAX; i++) {
         struct stream *stream = &session->streams[i];
         struct exec *exec = stream->state;
@@ -233,16 +292,20 @@ void exec_reaped(struct session *session, pid_t pid, int status)
 void exec_kill_all(struct session *session)
 {
     for (size_t i = 0; i < WIRE_STREAMS_MAX; i++)
-        if (session->streams[i].id && session->streams[i].service == &exec_service)
-            exec_signal(&session->streams[i], SIGKILL);
+        if (session->streams[i].id && session->streams[i].service == &exec_service) {
+            const struct exec *exec = session->streams[i].state;
+            if (exec->pid)
+                kill(-exec->pid, SIGKILL);
+        }
 }
 
 const struct service exec_service = {
     .word = "exec",
     .open = exec_open,
     .data = exec_data,
-    .eof = feed,
+    .eof = exec_eof,
     .signal = exec_signal,
+    .resize = exec_resize,
     .abandon = exec_abandon,
     .watch = exec_watch,
     .pump = exec_pump,

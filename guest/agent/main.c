@@ -140,6 +140,7 @@ static void reap(void)
 static void wait_for_something(const sigset_t *while_waiting)
 {
     session_watch(&session, &set);
+    hangup_watch(&set);
     struct timespec patience, *timeout = NULL;
     if (set.wake_ns >= 0) {
         int64_t left_ns = set.wake_ns - now_ns();

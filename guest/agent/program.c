@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -70,6 +71,7 @@ struct launch {
     const char *program;
     int at;
     const int *ends;
+    bool has_terminal;
     char *const *arguments, *const *environment;
     int error; /* why it did not become the program */
 };
@@ -88,6 +90,8 @@ static int become(void *state)
     bool is_ready = setsid() >= 0 && crowd_enter();
     for (int i = 0; i < 3 && is_ready; i++)
         is_ready = dup2(launch->ends[i], i) == i;
+    if (is_ready && launch->has_terminal)
+        is_ready = ioctl(STDIN_FILENO, TIOCSCTTY, 0) == 0;
     if (is_ready && fchdir(launch->at) == 0 && sigprocmask(SIG_SETMASK, &none, NULL) == 0)
         execve(launch->program, launch->arguments, launch->environment);
     launch->error = errno;
@@ -113,7 +117,7 @@ void stand_alone(int in, int out)
         _exit(1);
 }
 
-int program_start(struct fields request, const int ends[3], pid_t *pid)
+int program_start(struct fields request, const int ends[3], bool has_terminal, pid_t *pid)
 {
     const char *directory = fields_get(request.bytes, request.length, "cwd");
     int at = open(directory && *directory ? directory : DEFAULT_DIRECTORY,
@@ -126,7 +130,10 @@ int program_start(struct fields request, const int ends[3], pid_t *pid)
     char **environment = gather(request, "env");
     char program[PATH_MAX];
     int error = resolve(at, arguments[0], path_of(environment), program);
-    struct launch launch = {program, at, ends, arguments, environment, 0};
+    struct launch launch = {program, at, ends, has_terminal, arguments, environment, 0};
+    const char *name = fields_get(request.bytes, request.length, "name");
+    if (name)
+        arguments[0] = (char *)(uintptr_t)name;
     if (!error)
         error = spawn(&launch, pid);
     free(arguments);

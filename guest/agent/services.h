@@ -24,9 +24,17 @@ void exec_reaped(struct session *session, pid_t pid, int status);
 /* Kill the process group of every exec that still runs. */
 void exec_kill_all(struct session *session);
 
-/* Start argv[0] in a session of its own with `ends` as descriptors 0, 1 and 2.
- * Returns 0 or an errno. (program.c) */
-int program_start(struct fields request, const int ends[3], pid_t *pid);
+/* Start argv[0] in a session of its own with `ends` as descriptors 0, 1 and 2, of which the
+ * first may be the session's terminal. Returns 0 or an errno. (program.c) */
+int program_start(struct fields request, const int ends[3], bool has_terminal, pid_t *pid);
+
+/* Hang up on a session whose terminal has gone, and on whoever was in its foreground; it is
+ * killed when its leader has not ended after a while. (hangup.c) */
+void hangup_begin(pid_t leader, pid_t foreground);
+/* A process has ended. */
+void hangup_reaped(pid_t pid);
+/* Kill whose time is up, and wake when the next one's is. */
+void hangup_watch(struct poll_set *set);
 
 /* In a process of the agent's own: keep of its descriptors these two, as 0 and 1, and
  * what it says goes to. (program.c) */

@@ -149,6 +149,14 @@ static const char *on_eof(struct stream *stream, uint64_t length)
     return NULL;
 }
 
+static void on_signal(struct stream *stream, uint64_t value)
+{
+    if (value >> 32 == WIRE_RESIZE && stream->service->resize)
+        stream->service->resize(stream, (uint16_t)(value >> 16), (uint16_t)value);
+    else if (stream->service->signal && value > 0 && value <= 64)
+        stream->service->signal(stream, (int)value);
+}
+
 static const char *on_stream_frame(struct session *session, const struct wire_header *header,
                                    const uint8_t *payload)
 {
@@ -172,8 +180,7 @@ static const char *on_stream_frame(struct session *session, const struct wire_he
         return NULL;
     }
     case WIRE_SIGNAL:
-        if (stream->service->signal && header->value > 0 && header->value <= 64)
-            stream->service->signal(stream, (int)header->value);
+        on_signal(stream, header->value);
         return NULL;
     default: /* WIRE_RESET */
         if (stream->service->abandon)

@@ -57,6 +57,7 @@ struct service {
     void (*data)(struct stream *stream, const uint8_t *bytes, size_t count);
     void (*eof)(struct stream *stream);
     void (*signal)(struct stream *stream, int number);
+    void (*resize)(struct stream *stream, uint16_t columns, uint16_t rows);
     /* Let go of everything: the far end has reset the stream. */
     void (*abandon)(struct stream *stream);
     void (*watch)(struct stream *stream, struct poll_set *set);

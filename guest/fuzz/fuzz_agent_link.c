@@ -31,6 +31,7 @@ static int zeros = -1;
 
 struct echo {
     size_t unread, unsent;
+    uint32_t size;
 };
 
 static const char *echo_open(struct stream *stream, struct fields fields)
@@ -53,6 +54,12 @@ static void echo_signal(struct stream *stream, int number)
 {
     echo_abandon(stream);
     stream_exit(stream, (uint64_t)number, NULL);
+}
+
+static void echo_resize(struct stream *stream, uint16_t columns, uint16_t rows)
+{
+    struct echo *echo = stream->state;
+    echo->size = (uint32_t)columns << 16 | rows;
 }
 
 static void echo_watch(struct stream *stream, struct poll_set *set)
@@ -106,9 +113,16 @@ static const char *brief_open(struct stream *stream, struct fields fields)
 const struct service *service_find(const char *word)
 {
     static const struct service services[] = {
-        {"echo", echo_open, echo_data, NULL, echo_signal, echo_abandon, echo_watch, echo_pump},
-        {"source", source_open, NULL, NULL, NULL, NULL, NULL, source_pump},
-        {"brief", brief_open, NULL, NULL, NULL, NULL, NULL, NULL},
+        {.word = "echo",
+         .open = echo_open,
+         .data = echo_data,
+         .signal = echo_signal,
+         .resize = echo_resize,
+         .abandon = echo_abandon,
+         .watch = echo_watch,
+         .pump = echo_pump},
+        {.word = "source", .open = source_open, .pump = source_pump},
+        {.word = "brief", .open = brief_open},
     };
     for (size_t i = 0; i < sizeof services / sizeof *services; i++)
         if (strcmp(services[i].word, word) == 0)

@@ -33,11 +33,14 @@ enum wire_kind {
     WIRE_EOF = 4,      /* no more DATA on this channel; value = total bytes */
     WIRE_CREDIT = 5,   /* value = absolute limit granted on this channel */
     WIRE_EXIT = 6,     /* agent -> far end: the stream is over; value = wait status */
-    WIRE_SIGNAL = 7,   /* far end -> agent; value = signal number */
+    WIRE_SIGNAL = 7,   /* far end -> agent; value = signal number, or a terminal's size */
     WIRE_RESET = 8,    /* either way: the stream is over, nothing more will come */
     WIRE_REQUEST = 9,  /* daemon -> shim, stream 0; value = request id; payload fields */
     WIRE_REPLY = 10,   /* shim -> daemon, stream 0; value = request id; payload fields */
 };
+
+/* The upper half of a SIGNAL's value that is a size: columns and rows are the lower. */
+#define WIRE_RESIZE 1u
 
 enum wire_channel { WIRE_IN = 0, WIRE_OUT = 1, WIRE_ERR = 2 };
 

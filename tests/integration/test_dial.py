@@ -190,16 +190,18 @@ async def test_a_slow_reader_holds_no_other(vm):
             writer.write(bytes(65536))
             await writer.drain()
 
-    async with serving(pour) as poured, serving(echo) as port:
-        async with await dial(vm, "127.0.0.1", poured) as slow:
-            assert await slow.read()
-            async with await dial(vm, "127.0.0.1", port) as quick:
-                await quick.write(BIG[:100_000])
-                content = b""
-                while len(content) < 100_000:
-                    content += await quick.read()
-                await quick.write_eof()
-                assert await quick.read() == b""
+    async with (
+        serving(pour) as poured,
+        serving(echo) as port,
+        await dial(vm, "127.0.0.1", poured) as slow,
+        await dial(vm, "127.0.0.1", port) as quick,
+    ):
+        assert await slow.read()
+        await quick.write(BIG[:100_000])
+        content = b""
+        while len(content) < 100_000:
+            content += await quick.read()
+        assert content == BIG[:100_000]
 
 
 async def test_a_server_that_does_not_read_holds_the_writer_alone(vm):

@@ -11,7 +11,16 @@ from typing import Final, NamedTuple, Self
 
 from magsd.guest.channels import Inbound, Outbound
 from magsd.guest.link import Change, Link, ShimError
-from magsd.guest.wire import PAYLOAD_MAX, Channel, Fields, Frame, Kind, WireError, parse_fields
+from magsd.guest.wire import (
+    PAYLOAD_MAX,
+    RESIZE,
+    Channel,
+    Fields,
+    Frame,
+    Kind,
+    WireError,
+    parse_fields,
+)
 
 _REASON_MAX: Final = 500
 _ERRNO_MAX: Final = 4096
@@ -118,6 +127,10 @@ class Stream:
         self._check()
         if self._exit is None:
             self._link.send(Frame(Kind.SIGNAL, self._id, value=number))
+
+    async def resize(self, columns: int, rows: int) -> None:
+        """Tell the terminal of an exec its size, each below 65536."""
+        await self.signal(RESIZE << 32 | columns << 16 | rows)
 
     async def exit(self) -> Exit:
         """Wait until the far end has ended the stream. It does not while output is not read."""

@@ -23,6 +23,8 @@ SCOPED_STREAMS_MAX: Final = 192
 DURABLE_ID_MAX: Final = 0x7FFF
 """Durable streams have the ids from 1 to this one."""
 TRANSIENT_ID_MIN: Final = 0x10000
+RESIZE: Final = 1
+"""The upper half of a SIGNAL's value that is a terminal's size; columns and rows are the lower."""
 MAGIC: Final = b"\xffMags\xfejoin\xfd\x1a\n\0\xfc\x01"
 """Sent before every JOIN; the agent drops everything up to it."""
 

@@ -1,5 +1,7 @@
 """Transient streams of a pretended VM, and what its agent answers, without a socket."""
 
+import errno
+
 import pytest
 
 from magsd.engine.fake.client import Client
@@ -135,3 +137,22 @@ async def test_files_are_bound_where_the_vm_has_some(vm):
     (ended,) = daemon.taken(Kind.EXIT)
     assert parse_fields(ended.payload).all("absent") == ["/etc/new"]
     assert (machine.read("/etc/conf"), machine.has_file("/etc/new")) == (b"bound", False)
+
+
+@pytest.mark.parametrize("word", ["sftp", "listen", "accept", "exec"])
+async def test_what_no_simulation_has_is_refused(vm, word):
+    daemon = Daemon(vm)
+    pairs = [("arg", "true"), ("stdin", "terminal")]
+    daemon.give(Kind.OPEN, T1, payload=pack_fields(word, pairs))
+    await settled()
+    (reset,) = daemon.taken(Kind.RESET)
+    assert "simulated" in parse_fields(reset.payload).get("error")
+
+
+async def test_nothing_listens_in_a_simulation(vm):
+    daemon = Daemon(vm)
+    pairs = [("host", "localhost"), ("port", "80")]
+    daemon.give(Kind.OPEN, T1, payload=pack_fields("dial", pairs))
+    await settled()
+    (ended,) = daemon.taken(Kind.EXIT)
+    assert ended.value == errno.ECONNREFUSED

@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import Coroutine
-from errno import EINVAL, ENOSPC
+from errno import ECONNREFUSED, EINVAL, ENOSPC
 from typing import Any, Final, Protocol
 
 from magsd.engine.fake import control
@@ -95,6 +95,12 @@ class Transient:
             return
         path = place("/", fields.get("path")) if fields.get("path") else ""
         match fields.word:
+            case "exec" if fields.get("stdin") == "terminal":
+                self.refuse("a simulated VM has no terminals")
+            case "sftp" | "listen" | "accept":
+                self.refuse(f"a simulated VM cannot do this: {fields.word}")
+            case "dial":
+                self._exit_by(ConnectionRefusedError(ECONNREFUSED, "no program listens here"))
             case "exec" if (request := ExecRequest.parse(payload)) is not None:
                 self._exec(request)
             case "read" if path:

@@ -22,8 +22,23 @@
 #define THREADS_BESIDE 1024u
 
 static int entrance = -1; /* the group's cgroup.procs */
+static int account = -1;  /* its cpu.stat */
 
 bool crowd_enter(void) { return entrance < 0 || write(entrance, "0", 1) == 1; }
+
+bool crowd_measure(uint64_t *cpu_ns)
+{
+    char text[512];
+    unsigned long long used_us;
+    ssize_t length = account < 0 ? -1 : pread(account, text, sizeof text - 1, 0);
+    if (length <= 0)
+        return false;
+    text[length] = 0;
+    if (sscanf(text, "usage_usec %llu", &used_us) != 1)
+        return false;
+    *cpu_ns = used_us * 1000;
+    return true;
+}
 
 static bool write_text(const char *path, const char *text)
 {
@@ -69,5 +84,7 @@ int crowd_limit(unsigned count)
                       make_room(count);
     if (is_limited)
         entrance = open(GROUP "/cgroup.procs", O_WRONLY | O_CLOEXEC);
+    if (entrance >= 0)
+        account = open(GROUP "/cpu.stat", O_RDONLY | O_CLOEXEC);
     return entrance < 0 ? errno : 0;
 }

@@ -10,6 +10,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "machine.h"
 #include "terminal.h"
 
 /* How long the pipes of a process that has ended may go on bringing output of
@@ -197,8 +198,11 @@ static void exec_signal(struct stream *stream, int number)
 static void exec_resize(struct stream *stream, uint16_t columns, uint16_t rows)
 {
     const struct exec *exec = stream->state;
-    if (exec->has_terminal && exec->outputs[0].fd >= 0)
-        terminal_resize(exec->outputs[0].fd, columns, rows);
+    if (!exec->has_terminal || exec->outputs[0].fd < 0)
+        return;
+    terminal_resize(exec->outputs[0].fd, columns, rows);
+    if (!machine_is_ours()) /* gVisor tells nobody */
+        exec_signal(stream, SIGWINCH);
 }
 
 static void exec_abandon(struct stream *stream)

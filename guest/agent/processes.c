@@ -74,11 +74,15 @@ int processes_measure(struct queue *answer)
 {
     struct usage usage = {0};
     struct rusage ended;
+    uint64_t cpu_ns;
     if (!scan(&usage) || getrusage(RUSAGE_CHILDREN, &ended) < 0)
         return errno;
-    unsigned long long tick_ns = 1000000000u / (unsigned long long)sysconf(_SC_CLK_TCK);
+    if (!crowd_measure(&cpu_ns)) {
+        uint64_t tick_ns = 1000000000u / (uint64_t)sysconf(_SC_CLK_TCK);
+        cpu_ns = usage.ticks * tick_ns + in_ns(ended.ru_utime) + in_ns(ended.ru_stime);
+    }
     queue_field(answer, "processes=%llu", usage.processes);
-    queue_field(answer, "cpu_ns=%llu",
-                usage.ticks * tick_ns + in_ns(ended.ru_utime) + in_ns(ended.ru_stime));
+    queue_field(answer, "cpu_ns=%llu", (unsigned long long)cpu_ns);
+    queue_field(answer, "now_ns=%lld", (long long)now_ns());
     return 0;
 }

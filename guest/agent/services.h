@@ -50,6 +50,9 @@ bool uploads_cover(void);
  * are limited in number, if there is one. (crowd.c) */
 bool crowd_enter(void);
 
+/* What all who ever were in that group have used of the CPU. False where there is none. */
+bool crowd_measure(uint64_t *cpu_ns);
+
 /* Operations of `control`: 0 or an errno, and fields for the answer. */
 int identity_set(struct fields request, struct queue *answer);
 int identity_bind(struct fields request, struct queue *answer);

@@ -7,7 +7,7 @@ import pytest
 
 from magsd.guest import streams
 from magsd.guest.shim import ShimError
-from magsd.guest.wire import TRANSIENT_ID_MIN, Frame, Kind, encode, pack_fields
+from magsd.guest.wire import STREAMS_MAX, TRANSIENT_ID_MIN, Frame, Kind, encode, pack_fields
 from tests.integration.shim_process import (
     DEADLINE_S,
     ShimProcess,
@@ -115,7 +115,9 @@ async def test_a_connection_too_many_is_closed_and_the_others_go_on(tmp_path):
 
 async def test_too_many_streams_are_refused(tmp_path):
     async with await ShimProcess.open(tmp_path) as shim:
-        opened = [await shim.control.open_stream(shell("exec sleep 60")) for _ in range(64)]
+        opened = [
+            await shim.control.open_stream(shell("exec sleep 60")) for _ in range(STREAMS_MAX)
+        ]
         extra = await shim.control.open_stream(shell("true"))
         with pytest.raises(ShimError, match="too many"):
             await extra.exit()

@@ -23,7 +23,9 @@ def answer(machine: Machine, fields: Fields) -> Answer:
         case "uploads":
             return _show(machine, fields)
         case "stats":
-            return [("processes", str(len(machine.programs))), ("cpu_ns", str(machine.cpu_ns))]
+            now_ns = round(machine.world.clock.monotonic() * 1e9)
+            numbers = (len(machine.programs), machine.cpu_ns, now_ns)
+            return list(zip(("processes", "cpu_ns", "now_ns"), map(str, numbers), strict=True))
         case "quiesce":
             return []
         case "poweroff":

@@ -1,4 +1,5 @@
-/* Stream `exec`: a process with pipes or a terminal, leader of a session of its own. */
+/* Streams `exec`, a process with pipes or a terminal, leader of a session of its own, and
+ * `sftp`, one with pipes that is the agent's. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -91,15 +92,16 @@ static int open_terminal(struct exec *exec, struct fields request, int ends[3])
 }
 
 /* Returns 0 or an errno. */
-static int start(struct exec *exec, struct fields request)
+static int start(struct exec *exec, struct fields request, bool is_sftp)
 {
     const char *input = fields_get(request.bytes, request.length, "stdin");
     int ends[3] = {-1, -1, -1};
     int error = input && strcmp(input, "terminal") == 0
                     ? open_terminal(exec, request, ends)
-                    : open_pipes(exec, input && strcmp(input, "open") == 0, ends);
+                    : open_pipes(exec, is_sftp || (input && strcmp(input, "open") == 0), ends);
     if (!error)
-        error = program_start(request, ends, exec->has_terminal, &exec->pid);
+        error = is_sftp ? sftp_start(ends, &exec->pid)
+                        : program_start(request, ends, exec->has_terminal, &exec->pid);
     for (int i = 0; i < 3; i++)
         close_fd(&ends[i]);
     return error;
@@ -117,25 +119,48 @@ static void say_why_not(struct stream *stream, const char *program, int error, b
     stream_exit(stream, (is_there ? 126u : 127u) << 8, NULL);
 }
 
+static struct exec *make(void)
+{
+    struct exec *exec = calloc(1, sizeof *exec);
+    if (!exec)
+        return NULL;
+    exec->input_fd = exec->input_polled_at = -1;
+    for (int i = 0; i < 2; i++)
+        exec->outputs[i] = (struct output){.fd = -1, .polled_at = -1, .left = NO_LIMIT};
+    return exec;
+}
+
 static const char *exec_open(struct stream *stream, struct fields request)
 {
     const char *program = fields_get(request.bytes, request.length, "arg");
     if (!program)
         return "exec of nothing";
-    struct exec *exec = calloc(1, sizeof *exec);
+    struct exec *exec = make();
     if (!exec)
         return "out of memory";
-    exec->input_fd = exec->input_polled_at = -1;
-    for (int i = 0; i < 2; i++)
-        exec->outputs[i] = (struct output){.fd = -1, .polled_at = -1, .left = NO_LIMIT};
     stream->state = exec;
-    int error = start(exec, request);
+    int error = start(exec, request, false);
     if (error) {
         bool has_terminal = exec->has_terminal;
         release(stream);
         say_why_not(stream, program, error, has_terminal);
     } else if (exec->has_terminal) {
         stream_send_eof(stream, WIRE_ERR);
+    }
+    return NULL;
+}
+
+static const char *sftp_open(struct stream *stream, struct fields request)
+{
+    const struct fields nothing = {request.bytes, 0};
+    struct exec *exec = make();
+    if (!exec)
+        return "out of memory";
+    stream->state = exec;
+    int error = start(exec, nothing, true);
+    if (error) {
+        release(stream);
+        stream_fail(stream, error);
     }
     return NULL;
 }
@@ -279,13 +304,18 @@ static void exec_pump(struct stream *stream, const struct poll_set *set)
     }
 }
 
+static bool is_exec(const struct stream *stream)
+{
+    return stream->id && (stream->service == &exec_service || stream->service == &sftp_service);
+}
+
 void exec_reaped(struct session *session, pid_t pid, int status)
 {
     hangup_reaped(pid);
     for (size_t i = 0; i < WIRE_STREAMS_MAX; i++) {
         struct stream *stream = &session->streams[i];
         struct exec *exec = stream->state;
-        if (stream->id && stream->service == &exec_service && exec->pid == pid) {
+        if (is_exec(stream) && exec->pid == pid) {
             exec->pid = 0;
             exec->status = status;
             exec->drained_ns = now_ns() + DRAIN_NS;
@@ -296,7 +326,7 @@ void exec_reaped(struct session *session, pid_t pid, int status)
 void exec_kill_all(struct session *session)
 {
     for (size_t i = 0; i < WIRE_STREAMS_MAX; i++)
-        if (session->streams[i].id && session->streams[i].service == &exec_service) {
+        if (is_exec(&session->streams[i])) {
             const struct exec *exec = session->streams[i].state;
             if (exec->pid)
                 kill(-exec->pid, SIGKILL);
@@ -310,6 +340,16 @@ const struct service exec_service = {
     .eof = exec_eof,
     .signal = exec_signal,
     .resize = exec_resize,
+    .abandon = exec_abandon,
+    .watch = exec_watch,
+    .pump = exec_pump,
+};
+
+const struct service sftp_service = {
+    .word = "sftp",
+    .open = sftp_open,
+    .data = exec_data,
+    .eof = exec_eof,
     .abandon = exec_abandon,
     .watch = exec_watch,
     .pump = exec_pump,

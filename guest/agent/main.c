@@ -43,7 +43,7 @@ const struct service *service_find(const char *word)
 {
     static const struct service *const all[] = {
         &exec_service,    &read_service,   &write_service, &control_service,
-        &capture_service, &freeze_service, &dial_service,
+        &capture_service, &freeze_service, &dial_service,  &sftp_service,
     };
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         if (strcmp(all[i]->word, word) == 0)
@@ -178,6 +178,8 @@ int main(int count, char **arguments)
 {
     int in = -1, out = -1;
     sigset_t while_waiting;
+    if (count == 3 && strcmp(arguments[1], "sftp") == 0) /* to be tried without a guest */
+        return sftp_serve(arguments[2]);
     machine_recognise(count ? arguments[0] : "");
     set_signals(&while_waiting);
     umask(022);

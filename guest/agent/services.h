@@ -10,7 +10,7 @@
 #define RUN_DIRECTORY "/run/mags"
 
 extern const struct service exec_service, read_service, write_service, control_service,
-    capture_service, freeze_service, dial_service;
+    capture_service, freeze_service, dial_service, sftp_service;
 
 /* Monotonic time. */
 int64_t now_ns(void);
@@ -27,6 +27,11 @@ void exec_kill_all(struct session *session);
 /* Start argv[0] in a session of its own with `ends` as descriptors 0, 1 and 2, of which the
  * first may be the session's terminal. Returns 0 or an errno. (program.c) */
 int program_start(struct fields request, const int ends[3], bool has_terminal, pid_t *pid);
+
+/* Serve SFTP on descriptors 0 and 1 until they end; returns an exit code. (sftp_server.c) */
+int sftp_serve(const char *home);
+/* Start a process that does. Returns 0 or an errno. */
+int sftp_start(const int ends[3], pid_t *pid);
 
 /* Hang up on a session whose terminal has gone, and on whoever was in its foreground; it is
  * killed when its leader has not ended after a while. (hangup.c) */

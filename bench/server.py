@@ -108,6 +108,8 @@ def serving(
     environment |= {
         "MAGSD_DATA_DIR": str(data),
         "MAGSD_API_BIND": f"127.0.0.1:{port}",
+        "MAGSD_APPS_BIND": "127.0.0.1:0",
+        "MAGSD_SSH_BIND": "127.0.0.1:0",
         "MAGSD_TOKEN": token,
         "MAGSD_ENGINE": engine,
         **({"MAGSD_SLOT_NET": slot_net} if slot_net else {}),

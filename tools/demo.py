@@ -84,6 +84,8 @@ def serving(url: str, token: str) -> Iterator[None]:
     settings = {
         "MAGSD_DATA_DIR": str(DATA),
         "MAGSD_API_BIND": url.removeprefix("http://"),
+        "MAGSD_APPS_BIND": "127.0.0.1:0",
+        "MAGSD_SSH_BIND": "127.0.0.1:0",
         "MAGSD_TOKEN": token,
         "MAGSD_SLOT_NET": SLOT_NET,
     }

@@ -1,15 +1,16 @@
 """The composition root: builds every part, starts them in order, and stops them in order.
 
-Start: data directory (locked), listening socket, database, network, engines,
-application (adopts the VMs that live), HTTP. Each part registers its end
+Start: data directory (locked), listening sockets, database, network, engines,
+application (adopts the VMs that live), edges, HTTP. Each part registers its end
 when it has begun, so a stop is the same in reverse, and so is a start that
 fails half way:
 
 1. HTTP takes no more requests; held ones are answered, others have a few seconds.
-2. The application lets go of the VMs, which live on.
-3. The engines let go.
-4. The network lets go; when no VM lives its rules and forwarder go too.
-5. Background tasks end, the database closes, and the directory is unlocked.
+2. So have those of the edges, which then end.
+3. The application lets go of the VMs, which live on.
+4. The engines let go.
+5. The network lets go; when no VM lives its rules and forwarder go too.
+6. Background tasks end, the database closes, and the directory is unlocked.
 """
 
 import asyncio
@@ -27,7 +28,7 @@ from typing import Any, Final, TypeVar
 import structlog
 import uvloop
 
-from magsd import __version__, doctor, engines
+from magsd import __version__, doctor, engines, gateways
 from magsd.aio import Clock, SystemClock, Tasks
 from magsd.api.app import create_app
 from magsd.api.http_server import HttpServer, listen
@@ -86,11 +87,14 @@ async def _serve(settings: Settings, say: Say) -> None:
     with _signals() as on_signal:
         async with AsyncExitStack() as stack:
             listener = stack.enter_context(_listener(settings))
+            settings, listeners = stack.enter_context(gateways.listening(settings))
             clock = SystemClock()
             images = ImageStore(settings.data_dir)
             metrics = Metrics()
             application = await stack.enter_async_context(opened(settings, images, clock, metrics))
             token = await _first_token(application.access, settings)
+            doors = gateways.opened(settings, listeners, application.doors, clock, metrics)
+            await stack.enter_async_context(doors)
             server = HttpServer(create_app(application, clock, waits, metrics), waits)
             on_signal(server.stop)
             for line in _introduction(settings, application, listener):
@@ -225,6 +229,7 @@ def _introduction(
     yield f"magsd {__version__}"
     yield f"  api      http://{bound}/api/v1"
     yield f"  docs     http://{bound}/docs"
+    yield from gateways.introduction(settings)
     yield f"  engine   {engine} ({chosen})"
     if engines.is_simulated(settings):
         yield "  warning  scripts are only simulated: this engine runs no program"

@@ -53,6 +53,19 @@ _READY: Final = Described(
     "mags_ready", "gauge", (), "1 when a script can run. 0: `/readyz` says why not."
 )
 
+_EDGES: Final = Described(
+    "mags_edges",
+    "gauge",
+    (),
+    "Processes that serve URLs and SSH. Fewer than `edges` asks for: the log says why they end.",
+)
+_EDGE_LEASES: Final = Described(
+    "mags_edge_leases",
+    "gauge",
+    (),
+    "Uses of VMs by URLs and SSH at this moment, those that wait for a VM to wake included.",
+)
+
 
 class Metrics:
     """Everything that one daemon measures."""
@@ -65,7 +78,7 @@ class Metrics:
         self._add_vms()
         self._add_service()
         self._registry.register(self._watched)
-        self._described += (_QUEUE, _VMS, _READY)
+        self._described += (_QUEUE, _VMS, _READY, _EDGES, _EDGE_LEASES)
         ProcessCollector(registry=self._registry)
 
     def exposition(self) -> tuple[bytes, str]:
@@ -213,6 +226,10 @@ class Metrics:
             "ones are kept here and tried again: see that the store can be reached.",
             "result",
         )
+        self._edge_ends = self._counter(
+            "mags_edge_ends_total",
+            "Processes for URLs and SSH that ended and were started again. Rising: see the log.",
+        )
         self._leaked = self._gauge(
             "mags_leaked",
             "What was found on this host that belongs to no living VM, by kind. Above 0: run "
@@ -235,6 +252,10 @@ class Metrics:
         """Note that a log was put into the object store, or could not be."""
         self._archived.labels("ok" if ok else "failed").inc()
 
+    def edge_ended(self) -> None:
+        """Note that a process for URLs and SSH ended although it should not have."""
+        self._edge_ends.inc()
+
     def leaked(self, what: str, count: int) -> None:
         """Note how many things of a kind exist that belong to no living VM."""
         self._leaked.labels(what).set(count)
@@ -248,6 +269,10 @@ class Metrics:
     def watch_vms(self, read: Callable[[], Mapping[tuple[str, str], int]]) -> None:
         """Ask `read` how many VMs live by (engine, `busy` or `idle`), at each scrape."""
         self._watched.vms = read
+
+    def watch_edges(self, read: Callable[[], tuple[int, int]]) -> None:
+        """Ask `read` how many edges serve and how many leases they hold, at each scrape."""
+        self._watched.edges = read
 
     def watch_readiness(self, read: Callable[[], str | None]) -> None:
         """Ask `read` why no script can run, None when one can, at each scrape."""
@@ -275,6 +300,7 @@ class _Watched(Collector):
         self.queue: Callable[[], int] | None = None
         self.vms: Callable[[], Mapping[tuple[str, str], int]] | None = None
         self.readiness: Callable[[], str | None] | None = None
+        self.edges: Callable[[], tuple[int, int]] | None = None
 
     @override
     def collect(self) -> Iterator[Metric]:
@@ -286,6 +312,10 @@ class _Watched(Collector):
             for labels, count in sorted(self.vms().items()):
                 vms.add_metric(labels, count)
             yield vms
+        if self.edges is not None:
+            serving, leases = self.edges()
+            yield GaugeMetricFamily(_EDGES.name, _EDGES.help, serving)
+            yield GaugeMetricFamily(_EDGE_LEASES.name, _EDGE_LEASES.help, leases)
         if self.readiness is not None:
             yield GaugeMetricFamily(_READY.name, _READY.help, self.readiness() is None)
 

@@ -61,6 +61,8 @@ class Server:
             **{key: value for key, value in os.environ.items() if not key.startswith("MAGS")},
             "MAGSD_DATA_DIR": str(self.data),
             "MAGSD_API_BIND": f"127.0.0.1:{self.port}",
+            "MAGSD_APPS_BIND": "127.0.0.1:0",
+            "MAGSD_SSH_BIND": "127.0.0.1:0",
             "MAGSD_TOKEN": self.token,
             "MAGSD_SLOT_NET": f"{self.slot_net}.0/24",
             **settings,

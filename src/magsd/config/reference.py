@@ -22,7 +22,10 @@ refused.
 def reference() -> str:
     """Return the page of the documentation about settings."""
     page = _REFERENCE.format(file_variable=FILE_VARIABLE, file=DEFAULT_FILE)
-    for name, field in Settings.model_fields.items():
+    # Those that a part brings come behind.
+    names = sorted(Settings.model_fields, key=lambda name: name not in Settings.__annotations__)
+    for name in names:
+        field = Settings.model_fields[name]
         default = field.default
         shown = f"`{default}`" if default not in (None, ()) else ""
         page += f"| `{name}` | `{variable_of(name)}` | {shown} | {field.description} |\n"

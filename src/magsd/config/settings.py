@@ -15,6 +15,7 @@ from pydantic_settings import (
 )
 from typing_extensions import override
 
+from magsd.config.gateway_settings import GatewaySettings
 from magsd.config.values import Bind, allowances, bind
 from magsd.core import machine
 from magsd.core.settings import CoreSettings
@@ -31,7 +32,7 @@ _LIMITS: Final = Limits()
 _SPARE_SLOTS: Final = 2
 
 
-class Settings(BaseSettings):
+class Settings(GatewaySettings):
     """Every setting of `magsd`."""
 
     model_config = SettingsConfigDict(
@@ -193,18 +194,6 @@ class Settings(BaseSettings):
     launches_at_once: int | None = Field(
         None, ge=1, description="How many VMs may be started at once. Default: two a processor."
     )
-    apps_scheme: Literal["http", "https"] = Field(
-        "http", description="Of the addresses in a job's `url`."
-    )
-    apps_domain: str = Field(
-        "apps.localhost", min_length=1, description="Domain of the addresses in a job's `url`."
-    )
-    apps_port: int = Field(
-        7071,
-        ge=0,
-        le=65535,
-        description="Port of the addresses in a job's `url`. 0: the scheme's own.",
-    )
     default_timeout_s: int = Field(
         _LIMITS.default_timeout_s, ge=1, description="Seconds a script has when it asks for none."
     )
@@ -269,9 +258,12 @@ class Settings(BaseSettings):
             limits=Limits(**{name: getattr(self, name) for name in Limits.__dataclass_fields__}),
             standard_image=self.standard_image,
             pids_limit=self.pids_limit,
-            apps_scheme=self.apps_scheme,
+            apps_scheme=self.shown_scheme,
             apps_domain=self.apps_domain,
-            apps_port=self.apps_port or None,
+            apps_port=self.shown_apps_port,
+            has_gateways=self.edges > 0,
+            ssh_public_host=self.shown_ssh_host,
+            ssh_public_port=self.ssh_public_port or self.ssh_bind.port,
             capacity=machine.capacity(
                 self.data_dir,
                 vms_max=self._vms(),

@@ -8,7 +8,7 @@ so nothing slower is called for.
 import hashlib
 import secrets
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from datetime import datetime
 from typing import Final
 
@@ -36,6 +36,8 @@ class Access:
         self._removals = 0
         self._removed: set[TokenId] = set()
         self._used_at: dict[TokenId, datetime] = {}
+        self.on_removed: Callable[[TokenId], object] | None = None
+        """Told of each token that is deleted, when it opens nothing any more."""
 
     async def authenticate(self, secret: str) -> Principal:
         """Return whom a token speaks for. Raises `UnauthorizedError`."""
@@ -122,7 +124,10 @@ class Access:
 
         async def removed() -> None:
             try:
-                self._removed.add(await self._database.write(remove))
+                removed = await self._database.write(remove)
+                self._removed.add(removed)
+                if self.on_removed is not None:
+                    self.on_removed(removed)
             finally:
                 self._removals += 1
                 self._known.clear()

@@ -11,6 +11,7 @@ import structlog
 
 from magsd.aio import Tasks
 from magsd.core.access import Access
+from magsd.core.doors import Doors
 from magsd.core.execs import Execs
 from magsd.core.files import Files
 from magsd.core.jobs import Jobs
@@ -65,6 +66,7 @@ class Application:
         self._logs = Logs(node, self._jobs, self._supervisor)
         self.leases = Leases(node, self._supervisor)
         self.execs = Execs(node, self._jobs, self.leases)
+        self.doors = Doors(node, self.access, self._jobs, self.leases)
         self._tasks = Tasks(_report)
         self._is_closing = False
         node.metrics.watch_queue(lambda: node.room.waiting)
@@ -86,6 +88,7 @@ class Application:
             node.archive.start()
             await node.uploads.start()
             await application._supervisor.start()
+            await application.doors.load()
             node.pool.start()
             application._tasks.spawn("quotas", application._reload_quotas())
             application._tasks.spawn("loop lag", watch_loop(node.metrics, node.clock))
@@ -94,6 +97,7 @@ class Application:
             application._tasks.spawn("retention", Retention(node, node.archive).run())
             application._tasks.spawn("upkeep", application._upkeep.run())
             application._tasks.spawn("tokens", application._save_last_used())
+            application._tasks.spawn("grants", application.doors.grants.run())
         except BaseException:  # what was begun ends here, also when cancelled
             await application.aclose()
             raise
@@ -112,6 +116,7 @@ class Application:
         await self._node.uploads.aclose()
         await self._node.archive.aclose()
         await self.access.save_last_used()
+        await self.doors.aclose()
 
     def readiness(self) -> str | None:
         """Return None when a script can run, else one sentence why not."""
@@ -133,9 +138,9 @@ class Application:
 
     def warning(self) -> str | None:
         """Return what an operator should know although scripts can run, in one sentence."""
-        if self._node.archive.trouble is None:
-            return None
-        return "the object store cannot be used: logs stay on this machine until it can"
+        if self._node.archive.trouble is not None:
+            return "the object store cannot be used: logs stay on this machine until it can"
+        return self.doors.trouble()
 
     async def submit(
         self, principal: Principal, spec: JobSpec, idempotency_key: str | None = None

@@ -7,8 +7,9 @@ committed, by whoever owns a run; it reads nothing itself.
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Callable
 
-from magsd.model.names import RequestId
+from magsd.model.names import AccountId, RequestId
 from magsd.model.records import JobStatus
 
 
@@ -20,15 +21,22 @@ class Events:
         self._ended: OrderedDict[RequestId, JobStatus] = OrderedDict()
         self._ended_max = ended_max
         self._waiting: dict[RequestId, set[asyncio.Future[None]]] = {}
+        self._of_workspace: dict[tuple[AccountId, str], RequestId] = {}
+        self.on_end: Callable[[RequestId], object] | None = None
+        """Told of each job that has ended."""
 
     def publish(self, status: JobStatus) -> None:
         """Show `status` from now on and wake everyone who waits for the job."""
         request_id = status.request_id
         if status.is_final:
             self._live.pop(request_id, None)
+            self._leave_workspace(status)
             self.remember(status)
+            if self.on_end is not None:
+                self.on_end(request_id)
         else:
             self._live[request_id] = status
+            self._take_workspace(status)
         for waiter in self._waiting.pop(request_id, ()):
             if not waiter.done():
                 waiter.set_result(None)
@@ -48,6 +56,11 @@ class Events:
         """Return what was published last, if it is still in memory."""
         return self._live.get(request_id) or self._ended.get(request_id)
 
+    def holder_of(self, account_id: AccountId, workspace: str) -> JobStatus | None:
+        """Return the job that has a workspace, by the workspace's name, if any does."""
+        request_id = self._of_workspace.get((account_id, workspace))
+        return None if request_id is None else self._live.get(request_id)
+
     async def changed(self, request_id: RequestId, after_generation: int) -> JobStatus | None:
         """Return the status once it is newer than `after_generation` or final.
 
@@ -65,6 +78,19 @@ class Events:
             finally:
                 self._forget(request_id, waiter)
         return None
+
+    def _take_workspace(self, status: JobStatus) -> None:
+        if status.workspace_id is None:
+            return
+        held = self.holder_of(status.account_id, status.workspace_id)
+        # One that is being stopped may still be there, and speak.
+        if held is None or held.created_at <= status.created_at:
+            self._of_workspace[status.account_id, status.workspace_id] = status.request_id
+
+    def _leave_workspace(self, status: JobStatus) -> None:
+        key = (status.account_id, status.workspace_id or "")
+        if self._of_workspace.get(key) == status.request_id:
+            del self._of_workspace[key]
 
     def _forget(self, request_id: RequestId, waiter: asyncio.Future[None]) -> None:
         if waiters := self._waiting.get(request_id):

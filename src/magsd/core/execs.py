@@ -16,12 +16,11 @@ from typing import Final
 
 import structlog
 
-from magsd.core import launch, outcome
+from magsd.core import environment, launch, outcome
 from magsd.core.idle_connections import IdleConnections
 from magsd.core.jobs import Jobs
 from magsd.core.leases import Lease, Leases
 from magsd.core.node import Node
-from magsd.db import jobs
 from magsd.engine.base import EndReason
 from magsd.guest import streams
 from magsd.guest.shim import ShimError
@@ -32,10 +31,9 @@ from magsd.model.errors import (
     ConflictError,
     InvalidError,
     MagsError,
-    NotFoundError,
     TooLargeError,
 )
-from magsd.model.names import RequestId, VmId
+from magsd.model.names import VmId
 from magsd.model.records import Executed, Principal
 
 AT_ONCE_MAX: Final = 60
@@ -77,13 +75,13 @@ class Execs:
         """
         self._check(command, timeout_s)
         status = await self._jobs.find(principal, ref)
-        environment = await self._environment(status.request_id)
-        _check_size(command, environment)
+        variables = await self._environment(status.request_id)
+        _check_size(command, variables)
         began = self._node.clock.monotonic()
         use = _Use(self._memory)
         try:
             async with self._leases.hold(status) as lease:
-                result = await self._in_vm(lease, command, environment, timeout_s, use)
+                result = await self._in_vm(lease, command, variables, timeout_s, use)
         except BaseException:
             use.release()
             raise
@@ -102,7 +100,7 @@ class Execs:
         self,
         lease: Lease,
         command: str,
-        environment: Mapping[str, str],
+        variables: Mapping[str, str],
         timeout_s: int,
         use: "_Use",
     ) -> ExecResult:
@@ -112,7 +110,7 @@ class Execs:
                     return await streams.run(
                         connection,
                         ["/bin/sh", "-c", command],
-                        environment=environment,
+                        environment=variables,
                         cwd=launch.HOME,
                         may_keep=use.take,
                         timeout_s=timeout_s,
@@ -148,12 +146,7 @@ class Execs:
         """Return the environment of a job, which never changes."""
         known = self._environments.pop(request_id, None)
         if known is None:
-            try:
-                read = self._node.database.read
-                variables = await read(lambda tx: jobs.environment(tx, request_id))
-            except LookupError:
-                raise NotFoundError("the job is gone") from None
-            known = launch.environment_of(variables)
+            known = await environment.of_job(self._node.database, request_id)
         if len(self._environments) >= _ENVIRONMENTS_MAX:
             del self._environments[next(iter(self._environments))]
         self._environments[request_id] = known
@@ -174,12 +167,12 @@ class Execs:
         return ConflictError(f"the command was lost with its VM: {why}", vm_end.detail)
 
 
-def _check_size(command: str, environment: Mapping[str, str]) -> None:
+def _check_size(command: str, variables: Mapping[str, str]) -> None:
     try:
         size = len(command.encode("utf-8"))
     except UnicodeEncodeError:
         raise InvalidError("command holds half of a surrogate pair: send UTF-8") from None
-    size += sum(len(f"env={name}={value}".encode()) + 1 for name, value in environment.items())
+    size += sum(len(f"env={name}={value}".encode()) + 1 for name, value in variables.items())
     if size > _FIELDS_MAX_BYTES:
         raise TooLargeError(
             f"command and environment have {size} bytes together, and {_FIELDS_MAX_BYTES} is the "

@@ -26,6 +26,11 @@ class CoreSettings:
     apps_domain: str = "apps.localhost"
     apps_port: int | None = 7071
     """None when the scheme's own port is used."""
+    has_gateways: bool = True
+    """Whether jobs can be reached from outside at all."""
+    ssh_public_host: str = "127.0.0.1"
+    """Where callers find the SSH gateway."""
+    ssh_public_port: int = 7022
     node: str = "local"
     """Name of this machine in rows."""
     launches_at_once: int = 2 * (os.cpu_count() or 1)

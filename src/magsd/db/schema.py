@@ -196,6 +196,9 @@ grant = Table(
     Column("fingerprint", String(64), index=True),
     Column("created_at", Instant, nullable=False),
     Column("expires_at", Instant),
+    # Which token asked for it, and when that ends. No foreign key: tokens are deleted.
+    Column("token_id", String(40), index=True),
+    Column("ends_at", Instant),
 )
 
 file = Table(

@@ -76,7 +76,7 @@ class ShimConnection:
         if vm is None or epoch is None:
             vm, epoch = _recorded(run_directory)
         async with AsyncExitStack() as undo:
-            connection = await cls.from_socket(_connected(run_directory), hello=False)
+            connection = await cls.from_socket(connected(run_directory), hello=False)
             undo.push_async_callback(connection.aclose)
             await connection.hello(vm, epoch)
             undo.pop_all()
@@ -344,8 +344,8 @@ def _recorded(run_directory: Path) -> tuple[str | None, int | None]:
         return None, None
 
 
-def _connected(run_directory: Path) -> socket.socket:
-    """Connect to the socket of a run directory. Raises `ShimError`.
+def connected(run_directory: Path) -> socket.socket:
+    """Connect to the socket of a run directory; nothing is said yet. Raises `ShimError`.
 
     By way of a descriptor of the folder: the path of a socket ends at 107 bytes.
     """

@@ -32,6 +32,9 @@ name."""
 FileId = NewType("FileId", str)
 """`file_` and 32 hex digits: an upload."""
 
+GrantId = NewType("GrantId", str)
+"""`grant_` and 16 hex digits: a way to a job from outside."""
+
 Subdomain = NewType("Subdomain", str)
 """12 hex digits, stable for a job, not derived from its id."""
 
@@ -77,6 +80,11 @@ def new_workspace_id() -> WorkspaceId:
 def new_subdomain() -> Subdomain:
     """Return a fresh subdomain label."""
     return Subdomain(secrets.token_hex(6))
+
+
+def new_grant_id() -> GrantId:
+    """Return a fresh id of a grant."""
+    return GrantId(f"grant_{secrets.token_hex(8)}")
 
 
 def new_file_id() -> FileId:

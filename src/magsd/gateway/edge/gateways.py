@@ -1,0 +1,27 @@
+"""Which gateways an edge runs."""
+
+import asyncio
+from collections.abc import Coroutine, Mapping
+from socket import socket
+from typing import Any
+
+from magsd.gateway.base import Node
+from magsd.gateway.plan import EdgePlan
+
+
+async def run_gateways(node: Node, plan: EdgePlan) -> None:
+    """Run all of them until one fails, which ends the others too, or until cancelled."""
+    async with asyncio.TaskGroup() as group:
+        for name, work in _gateways(node, plan).items():
+            group.create_task(work, name=name)
+        await asyncio.Event().wait()  # None of them ends by itself.
+
+
+def _gateways(node: Node, plan: EdgePlan) -> Mapping[str, Coroutine[Any, Any, None]]:
+    return {}
+
+
+def _listening(descriptor: int) -> socket:
+    listener = socket(fileno=descriptor)
+    listener.setblocking(False)
+    return listener

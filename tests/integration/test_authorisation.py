@@ -34,8 +34,10 @@ NOBODYS = {
     "{ref}": str(uuid.UUID(int=7, version=4)),
     "{token_id}": "tok_0123456789abcdef",
     "{name}": "nobodys-one",
+    "{subdomain}": "nobodys-name",
 }
 WORKSPACE = "the-owners1"
+ALIAS = "the-owners22"
 """For each parameter of a path what looks like an id and is none."""
 
 
@@ -45,6 +47,7 @@ class Case(NamedTuple):
     who: str
     body: dict | None = None
     accept: str = "*/*"
+    query: dict | None = None
 
 
 CASES = {
@@ -54,6 +57,7 @@ CASES = {
     ("GET", "/openapi.json"): Case(ANYBODY),
     ("GET", "/docs"): Case(ANYBODY),
     ("GET", "/metrics"): Case(FROM_HERE),
+    ("GET", "/internal/ask"): Case(FROM_HERE, query={"domain": f"{ALIAS}.apps.localhost"}),
     ("POST", f"{BASE}/mags-jobs"): Case(ACCOUNT, {"script": "true"}),
     ("GET", f"{BASE}/mags-jobs"): Case(ACCOUNT),
     ("GET", f"{BASE}/mags-jobs/pool-status"): Case(ACCOUNT),
@@ -65,6 +69,11 @@ CASES = {
     ("POST", f"{BASE}/mags-files"): Case(ACCOUNT, {"no": "form"}),
     ("POST", f"{BASE}/mags-jobs/{{ref}}/exec"): Case(OWNER, {"command": "true"}),
     ("PATCH", f"{BASE}/mags-jobs/{{ref}}"): Case(OWNER, {"no_sleep": False}),
+    ("POST", f"{BASE}/mags-jobs/{{ref}}/access"): Case(OWNER, {"port": 80}),
+    # It makes a new one; that of another cannot be had, nor be told from a name that is taken.
+    ("POST", f"{BASE}/mags-url-aliases"): Case(ACCOUNT, {"no": "alias"}),
+    ("GET", f"{BASE}/mags-url-aliases"): Case(ACCOUNT),
+    ("DELETE", f"{BASE}/mags-url-aliases/{{subdomain}}"): Case(OWNER),
     ("GET", f"{BASE}/mags-workspaces"): Case(ACCOUNT),
     ("DELETE", f"{BASE}/mags-workspaces/{{name}}"): Case(OWNER),
     ("GET", f"{BASE}/mags-workspaces/{{name}}/versions"): Case(OWNER),
@@ -117,17 +126,20 @@ def other(service):
 
 @pytest.fixture(scope="module")
 def job(service, owner):
-    """A job of the owner that goes on for as long as nobody stops it; he has a workspace too."""
+    """A job of the owner that goes on for as long as nobody stops it; he has a workspace too, that
+    another job has, and an alias of it."""
     with httpx.Client(base_url=service.url, headers=owner.headers, trust_env=False) as client:
         kept = {"script": "true", "workspace_id": WORKSPACE}
         made = client.post(f"{BASE}/mags-jobs", json=kept).json()["request_id"]
         done = client.get(f"{BASE}/mags-jobs/{made}/status?wait=30", timeout=DEADLINE_S).json()
         assert (done["status"], done["workspace_synced"]) == ("completed", True)
-    body = {"script": "sleep 3000", "name": "of the owner", "timeout": 3600}
-    reply = httpx.post(
-        f"{service.url}{BASE}/mags-jobs", json=body, headers=owner.headers, trust_env=False
-    )
-    assert reply.status_code == 202, reply.text
+        body = {"script": "sleep 3000", "name": "of the owner", "timeout": 3600}
+        held = {**body, "name": "holder", "workspace_id": WORKSPACE}
+        for each in (held, body):
+            reply = client.post(f"{BASE}/mags-jobs", json=each)
+            assert reply.status_code == 202, reply.text
+        alias = {"subdomain": ALIAS, "workspace_id": WORKSPACE}
+        assert client.post(f"{BASE}/mags-url-aliases", json=alias).status_code == 201
     return reply.json()["request_id"]
 
 
@@ -159,7 +171,9 @@ def anybody(service):
 
 def ask(client, method, path, case, **kwargs):
     headers = {"Accept": case.accept, **kwargs.pop("headers", {})}
-    return client.request(method, path, json=case.body, headers=headers, **kwargs)
+    return client.request(
+        method, path, json=case.body, params=case.query, headers=headers, **kwargs
+    )
 
 
 def named(path, **ids):
@@ -232,7 +246,7 @@ def test_without_a_valid_token_nothing_is_done(
         f"Bearer {expired.secret}",
         f"Bearer {deleted.secret}",
     ]
-    there = named(path, ref=job, token_id=owner.token_id, name=WORKSPACE)
+    there = named(path, ref=job, token_id=owner.token_id, name=WORKSPACE, subdomain=ALIAS)
     nowhere = named(path)
     for headers, urls in ((malformed, [there]), (unknown, {there, nowhere})):
         answers = []
@@ -247,7 +261,12 @@ def test_without_a_valid_token_nothing_is_done(
 
 @pytest.mark.parametrize(("method", "path", "case"), [*OF_OWNERS, *STREAMS])
 def test_what_is_anothers_does_not_exist(anybody, service, owner, other, job, method, path, case):
-    names = {"ref": [job, "of the owner"], "token_id": [owner.token_id], "name": [WORKSPACE]}
+    names = {
+        "ref": [job, "of the owner"],
+        "token_id": [owner.token_id],
+        "name": [WORKSPACE],
+        "subdomain": [ALIAS],
+    }
     (parameter,) = re.findall(r"\{(\w+)\}", path)
     for real in names[parameter]:
         # As long, and in all else such a name or id: only that nobody has it.
@@ -323,7 +342,7 @@ def test_what_only_this_machine_or_an_admin_may(anybody, other, proxy):
 
 @pytest.mark.parametrize("path", PATHS)
 def test_other_methods_are_refused_and_the_right_ones_named(anybody, owner, job, path):
-    url = named(path, ref=job, token_id=owner.token_id, name=WORKSPACE)
+    url = named(path, ref=job, token_id=owner.token_id, name=WORKSPACE, subdomain=ALIAS)
     for method in METHODS:
         if method in PATHS[path]:
             continue

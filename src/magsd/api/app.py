@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from magsd import __version__
 from magsd.aio import Clock
 from magsd.api import (
+    access,
     document,
     errors,
     execs,
@@ -37,6 +38,7 @@ ROUTERS: Final = (
     files.router,
     logs.router,
     execs.router,
+    access.router,
     workspaces.router,
     workspace_archives.router,
     tokens.router,

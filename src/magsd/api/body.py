@@ -81,6 +81,13 @@ def shortened(names: Iterable[str]) -> tuple[str, ...]:
     )
 
 
+def warnings_of(model: type[BaseModel], fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of a reply that tells which of `fields` nobody knows; none: nothing."""
+    unknown = shortened(fields.keys() - model.model_fields.keys())
+    told = [f"unknown field {name!r} was ignored" for name in unknown]
+    return {"warnings": told} if told else {}
+
+
 def json_body(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:
     """Return what documents a body that the route reads itself and checks by `check`."""
     schema = model.model_json_schema()

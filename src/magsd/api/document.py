@@ -14,7 +14,7 @@ from magsd.api.schemas import ErrorReply
 
 PUBLIC: Final = frozenset({"/healthz", "/readyz", "/version", "/openapi.json", "/docs"})
 """Routes that need no token."""
-OPEN_HERE: Final = frozenset({"/metrics"})
+OPEN_HERE: Final = frozenset({"/metrics", "/internal/ask"})
 """Routes that need none from this machine itself, else an admin's."""
 
 _DESCRIPTION: Final = """\

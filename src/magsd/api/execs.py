@@ -6,12 +6,11 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel
 from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.responses import StreamingResponse
 
 from magsd.aio import Clock, unless_done
-from magsd.api.body import check, json_body, read_object, shortened
+from magsd.api.body import check, json_body, read_object, warnings_of
 from magsd.api.caller import Known
 from magsd.api.errors import json_response
 from magsd.api.jobs import Ref, checked_ref
@@ -54,7 +53,7 @@ async def execute(request: Request, caller: Known, ref: Ref) -> Response:
         raise CapacityError("the service is stopping: the command was ended") from None
     if done is None:
         raise InvalidError("the connection ended before the command did")
-    return _reply(done, _warnings(ExecRequest, fields), caller.parts.clock)
+    return _reply(done, warnings_of(ExecRequest, fields), caller.parts.clock)
 
 
 @router.patch(
@@ -70,15 +69,8 @@ async def update(request: Request, caller: Known, ref: Ref) -> Response:
     if asked.startup_command:
         raise InvalidError("startup_command is not supported by this version yet: leave it out")
     await caller.service.update(caller.principal, checked_ref(ref), no_sleep=asked.no_sleep)
-    warnings = _warnings(UpdateRequest, fields)
+    warnings = warnings_of(UpdateRequest, fields)
     return json_response({"success": True, "message": "Job updated", **warnings})
-
-
-def _warnings(model: type[BaseModel], fields: dict[str, Any]) -> dict[str, Any]:
-    unknown = shortened(fields.keys() - model.model_fields.keys())
-    return (
-        {"warnings": [f"unknown field {name!r} was ignored" for name in unknown]} if unknown else {}
-    )
 
 
 async def _gone(request: Request) -> None:

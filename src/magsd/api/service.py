@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from magsd.core.access import Access
+from magsd.core.doors import Doors
 from magsd.core.execs import Execs
 from magsd.core.files import Files
 from magsd.core.usage import Usages
@@ -61,6 +62,10 @@ class Service(Protocol):
     @property
     def execs(self) -> Execs:
         """Commands in VMs that run."""
+
+    @property
+    def doors(self) -> Doors:
+        """Ways into VMs: URLs, SSH, aliases."""
 
     def readiness(self) -> str | None:
         """Return None when a script can run, else why not."""

@@ -1,13 +1,13 @@
 """Routes at the root: is it well, what is it, how is it used, what did it measure.
 
-Anybody may ask, but for what was measured: that is for this machine itself,
-and for admin tokens.
+Anybody may ask, but for what was measured and which names there are: those are
+for this machine itself, and for admin tokens.
 """
 
 from ipaddress import IPv6Address, ip_address
-from typing import Final
+from typing import Annotated, Final
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from magsd import __version__
 from magsd.api.caller import authenticated, parts_of
@@ -64,12 +64,18 @@ def engine_reply(engine: Capabilities) -> dict[str, str]:
 )
 async def metrics(request: Request) -> Response:
     """For Prometheus. Without a token from this machine's loopback, else with an admin token."""
-    if not _is_from_here(request):
-        caller = await authenticated(request)
-        if not caller.principal.is_admin:
-            raise NotFoundError("there is nothing here for this token: use an admin token")
+    await _admit(request)
     text, content_type = parts_of(request).metrics.exposition()
     return Response(text, headers={"Content-Type": content_type})
+
+
+async def _admit(request: Request) -> None:
+    """Let this machine itself pass, and admin tokens. Raises `UnauthorizedError`, `NotFoundError`."""
+    if _is_from_here(request):
+        return
+    caller = await authenticated(request)
+    if not caller.principal.is_admin:
+        raise NotFoundError("there is nothing here for this token: use an admin token")
 
 
 def _is_from_here(request: Request) -> bool:
@@ -81,6 +87,19 @@ def _is_from_here(request: Request) -> bool:
         return False
     mapped = peer.ipv4_mapped if isinstance(peer, IPv6Address) else None
     return (mapped or peer).is_loopback
+
+
+@router.get("/internal/ask", summary="Is this name one of ours", responses={200: {"model": Health}})
+async def ask(
+    request: Request, domain: Annotated[str, Query(min_length=1, max_length=253)]
+) -> Response:
+    """For a proxy that fetches certificates on demand: 200 when something was granted under this
+    host name, else 404. Without a token from this machine's loopback, else with an admin token."""
+    await _admit(request)
+    host = domain.lower().removesuffix(".")
+    if parts_of(request).service.doors.find_url(host) is None:
+        raise NotFoundError("nothing was granted under this name")
+    return json_response({"status": "ok"})
 
 
 @router.get("/openapi.json", summary="This document", responses={200: {"model": dict}})

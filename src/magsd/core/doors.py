@@ -36,6 +36,15 @@ class Doors:
         self.trouble: Callable[[], str | None] = lambda: None
         """Says why what is granted cannot be reached; set by who runs the gateways."""
 
+    @property
+    def domain(self) -> str:
+        """The domain below which jobs and aliases have names."""
+        return self._node.settings.apps_domain
+
+    def url_of(self, subdomain: str) -> str:
+        """Return the URL of a job or alias."""
+        return self._node.settings.url_of(subdomain)
+
     async def load(self) -> None:
         """Read what is granted, once the jobs that live are known."""
         await self.grants.load()

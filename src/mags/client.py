@@ -14,6 +14,7 @@ from typing import Any, Final, Self
 from urllib.parse import quote
 
 from mags import config
+from mags.access import AccessCalls
 from mags.calls import JsonObject
 from mags.errors import MagsError
 from mags.sandboxes import FINAL_STATUSES, SandboxCalls
@@ -28,7 +29,7 @@ _STOP_S: Final = 30
 """The server answers a stop within 25 s."""
 
 
-class Mags(WorkspaceCalls, SandboxCalls):
+class Mags(WorkspaceCalls, SandboxCalls, AccessCalls):
     """A server and a token.
 
     `api_token` and `api_url` default to `MAGS_API_TOKEN` (or `MAGS_TOKEN`) and

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from mags import __version__
-from mags.cli import live, output, workspaces
+from mags.cli import access, live, output, workspaces
 from mags.cli.exits import EXIT_NOT_FOUND, EXIT_NOT_LOGGED_IN, EXIT_REFUSED, EXIT_UNREACHABLE
 from mags.cli.options import JsonOption, client
 from mags.cli.run import run
@@ -183,6 +183,7 @@ def whoami(as_json: JsonOption = False) -> None:
 
 app.command()(usage)
 live.add_to(app)
+access.add_to(app)
 
 
 def _exit_code(error: MagsError) -> int:

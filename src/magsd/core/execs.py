@@ -33,7 +33,7 @@ from magsd.model.errors import (
     MagsError,
     TooLargeError,
 )
-from magsd.model.names import VmId
+from magsd.model.names import RequestId, VmId
 from magsd.model.records import Executed, Principal
 
 AT_ONCE_MAX: Final = 60

@@ -7,6 +7,7 @@ any that comes is closed by the kernel. What messages mean is `messages`' part.
 
 import asyncio
 import socket
+from array import array
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ from typing import Final
 
 _LENGTH_BYTES: Final = 4
 _READ_BYTES: Final = 64 * 1024
-_SOCKETS_AT_ONCE: Final = 8
+_INT_BYTES: Final = array("i").itemsize
+_CONTROL_BYTES: Final = socket.CMSG_SPACE(8 * _INT_BYTES)
+"""Room for descriptors; with each message comes one at the most."""
 _UNSENT_MAX: Final = 8 << 20
 """Bytes that wait for the other side to read them before it is given up."""
 
@@ -125,10 +128,14 @@ class Pipe:
         if not self._takes_sockets:
             # Without room for descriptors: the kernel closes those that come.
             return self._sock.recv(_READ_BYTES)
-        data, descriptors, flags, _ = socket.recv_fds(
-            self._sock, _READ_BYTES, _SOCKETS_AT_ONCE, socket.MSG_CMSG_CLOEXEC
+        # By hand: `socket.recv_fds` of Python 3.11 passes no flags on.
+        data, control, flags, _ = self._sock.recvmsg(
+            _READ_BYTES, _CONTROL_BYTES, socket.MSG_CMSG_CLOEXEC
         )
-        self._sockets.extend(socket.socket(fileno=descriptor) for descriptor in descriptors)
+        for level, kind, content in control:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                numbers = array("i", content[: len(content) - len(content) % _INT_BYTES])
+                self._sockets.extend(socket.socket(fileno=number) for number in numbers)
         if flags & socket.MSG_CTRUNC:
             self.end("more descriptors came than there is room for")
         return data

@@ -18,13 +18,15 @@ _READ_BYTES: Final = 64 * 1024
 _INT_BYTES: Final = array("i").itemsize
 _CONTROL_BYTES: Final = socket.CMSG_SPACE(8 * _INT_BYTES)
 """Room for descriptors; with each message comes one at the most."""
-_UNSENT_MAX: Final = 8 << 20
+_UNSENT_MAX: Final = 4 << 20
 """Bytes that wait for the other side to read them before it is given up."""
 
 
 @dataclass(slots=True)
 class _Unsent:
-    data: memoryview
+    """Messages, and the socket that goes with the first byte of them."""
+
+    data: bytearray
     carried: socket.socket | None
 
 
@@ -75,9 +77,13 @@ class Pipe:
                 carried.close()
             return
         data = len(message).to_bytes(_LENGTH_BYTES, "big") + message
-        self._unsent.append(_Unsent(memoryview(data), carried))
+        is_first = not self._unsent
+        if is_first or carried is not None:
+            self._unsent.append(_Unsent(bytearray(data), carried))
+        else:
+            self._unsent[-1].data += data
         self._unsent_bytes += len(data)
-        if len(self._unsent) == 1:
+        if is_first:
             self._flush()
         if self._unsent_bytes > _UNSENT_MAX:
             self.end("the other side does not read")
@@ -180,7 +186,7 @@ class Pipe:
             sent = socket.send_fds(self._sock, [first.data], [first.carried.fileno()])
             first.carried.close()
             first.carried = None
-        first.data = first.data[sent:]
+        del first.data[:sent]
         self._unsent_bytes -= sent
         if not first.data:
             self._unsent.popleft()

@@ -47,7 +47,7 @@ _VMS: Final = Described(
     "mags_vms",
     "gauge",
     ("engine", "state"),
-    "VMs that live: `busy` with a job, or `idle` in the pool.",
+    "VMs that live, `busy` with a job or `idle` in the pool; and those `sleeping`, which are a disk.",
 )
 _READY: Final = Described(
     "mags_ready", "gauge", (), "1 when a script can run. 0: `/readyz` says why not."
@@ -148,6 +148,13 @@ class Metrics:
             _LAUNCH_S,
             "engine",
         )
+        self._woken = self._histogram(
+            "mags_wake_seconds",
+            "From the turn of a job that sleeps to its VM being awake. Above 5: processors or disk "
+            "of the host are overloaded.",
+            _LAUNCH_S,
+            "engine",
+        )
         self._launch_failures = self._counter(
             "mags_launch_failures_total",
             "VMs that did not come up, for a job or for the pool. Run `magsd doctor`; the log has "
@@ -184,6 +191,10 @@ class Metrics:
     def launched(self, engine: str, seconds: float) -> None:
         """Note a script's begin in a VM of its own, `seconds` after its claim was committed."""
         self._launch_s.labels(engine).observe(seconds)
+
+    def woken(self, engine: str, seconds: float) -> None:
+        """Note that a VM that slept is awake, `seconds` after its turn came."""
+        self._woken.labels(engine).observe(seconds)
 
     def launch_failed(self, engine: str, code: str) -> None:
         """Note that a VM did not come up."""
@@ -267,7 +278,8 @@ class Metrics:
         self._watched.queue = read
 
     def watch_vms(self, read: Callable[[], Mapping[tuple[str, str], int]]) -> None:
-        """Ask `read` how many VMs live by (engine, `busy` or `idle`), at each scrape."""
+        """Ask `read` how many VMs there are by (engine, `busy`, `idle` or `sleeping`), at each
+        scrape."""
         self._watched.vms = read
 
     def watch_edges(self, read: Callable[[], tuple[int, int]]) -> None:

@@ -40,7 +40,7 @@ _PIECE_BYTES: Final = 64 * 1024
 )
 async def execute(request: Request, caller: Known, ref: Ref) -> Response:
     """Answers when the command is over. What it leaves running goes on; a caller who goes away
-    ends it. The job must run."""
+    ends it. A job that sleeps is woken for it."""
     fields = await read_object(request)
     asked = check(ExecRequest, fields)
     work = caller.service.execs.run(
@@ -66,9 +66,12 @@ async def update(request: Request, caller: Known, ref: Ref) -> Response:
     """What is left out stays as it is."""
     fields = await read_object(request)
     asked = check(UpdateRequest, fields)
-    if asked.startup_command:
-        raise InvalidError("startup_command is not supported by this version yet: leave it out")
-    await caller.service.update(caller.principal, checked_ref(ref), no_sleep=asked.no_sleep)
+    await caller.service.update(
+        caller.principal,
+        checked_ref(ref),
+        no_sleep=asked.no_sleep,
+        startup_command=asked.startup_command,
+    )
     warnings = warnings_of(UpdateRequest, fields)
     return json_response({"success": True, "message": "Job updated", **warnings})
 

@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from magsd.api.schemas import NOT_BUILT, Done, Number, Reply
+from magsd.api.schemas import STARTUP_COMMAND, Done, Number, Reply, Text
 
 TIMEOUT_S = 30
 
@@ -28,9 +28,13 @@ class UpdateRequest(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
     no_sleep: bool | None = Field(
-        None, description="Whether the VM is never put to sleep. Needs a persistent job."
+        None,
+        description="Whether the VM is never put to sleep. Needs a persistent job; one that sleeps "
+        "is woken.",
     )
-    startup_command: str = Field("", description=NOT_BUILT)
+    startup_command: Text | None = Field(
+        None, description=f"{STARTUP_COMMAND} Empty: nothing is run."
+    )
 
 
 class Executed(Reply):

@@ -50,6 +50,8 @@ def status(job: JobStatus) -> dict[str, Any]:
         fields["script_ended_at"] = time(job.script_ended_at)
     if job.workspace_id is not None:
         fields["workspace_synced"] = job.workspace_synced
+    if job.restored_from is not None:
+        fields["restored_from"] = job.restored_from
     if job.error is not None:
         fields["error"] = job.error
     if job.code is not None:

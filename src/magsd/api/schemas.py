@@ -71,6 +71,12 @@ _NAME: Final[dict[str, JsonValue]] = {"minLength": 1, "maxLength": 128, "pattern
 """Describes names that the core checks."""
 
 
+STARTUP_COMMAND: Final = (
+    "Run by `/bin/sh` as root in `/root` whenever the VM, which slept, is started again; at most "
+    "64 KiB."
+)
+
+
 class SubmitRequest(BaseModel):
     """A script, and what it needs."""
 
@@ -92,9 +98,9 @@ class SubmitRequest(BaseModel):
     environment: dict[str, str] = Field(
         {},
         description=(
-            "Variables of the script and of every command. `__MAGS_ROOTFS_TYPE`, `__MAGS_MEM_GB` "
-            "and `__MAGS_KEEP_ALIVE` are settings instead: `rootfs_type`, `memory_mb` in GiB, and "
-            "`no_sleep`."
+            "Variables of the script and of every command. `__MAGS_ROOTFS_TYPE`, "
+            "`__MAGS_MEM_GB`, `__MAGS_IDLE_MIN` and `__MAGS_KEEP_ALIVE` are settings instead: "
+            "`rootfs_type`, `memory_mb` in GiB, `idle_timeout` in minutes, and `no_sleep`."
         ),
     )
     rootfs_type: str | None = Field(None, description="Image to start from. Default: `standard`.")
@@ -124,18 +130,20 @@ class SubmitRequest(BaseModel):
         description="The VM stays when the script is over, until the job is stopped. Its script has "
         "no `timeout` then unless one is given.",
     )
-    no_sleep: bool = Field(
-        False, description="The VM is never put to sleep. Needs `persistent`. None is yet."
-    )
+    no_sleep: bool = Field(False, description="The VM is never put to sleep. Needs `persistent`.")
     no_sync: bool = Field(False, description="What the script changes is not kept.")
-    startup_command: str = Field("", description=NOT_BUILT)
+    startup_command: Text = Field("", description=f"{STARTUP_COMMAND} Needs `persistent`.")
     file_ids: list[Text] = Field(
         [],
         max_length=FILES_MAX,
         description="Uploads (`POST /mags-files`) that the script finds as `/root/<file name>`, "
         "and as `/uploads/<file name>`.",
     )
-    idle_timeout: Number = Field(0, description=NOT_BUILT)
+    idle_timeout: Number = Field(
+        0,
+        description="Seconds without use after which the VM sleeps. 0: the server's choice. Needs "
+        "`persistent`.",
+    )
     reset: bool = Field(False, description=NOT_BUILT)
 
 
@@ -214,7 +222,12 @@ class JobReply(Reply):
     workspace_synced: bool | None = Field(
         None,
         description="Only with a workspace: whether what the job changed is stored durably; null "
-        "before its end, and when its script never began.",
+        "while its VM is awake, and when its script never began.",
+    )
+    restored_from: str = Field(
+        "",
+        description="Only when its VM was lost: what it goes on from. `local`, its own disk, or a "
+        "version of its workspace and the time of that.",
     )
     error: str = Field("", description="Only on failure.")
     code: JobCode | None = Field(None, description="Only on failure.")

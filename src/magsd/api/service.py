@@ -108,7 +108,14 @@ class Service(Protocol):
     async def stop(self, principal: Principal, ref: str) -> JobStatus:
         """Stop a job; a status that is not final means that it goes on."""
 
-    async def update(self, principal: Principal, ref: str, *, no_sleep: bool | None) -> JobStatus:
+    async def update(
+        self,
+        principal: Principal,
+        ref: str,
+        *,
+        no_sleep: bool | None = None,
+        startup_command: str | None = None,
+    ) -> JobStatus:
         """Change settings of a job that is not over."""
 
     async def sync(self, principal: Principal, ref: str) -> Synced:

@@ -17,6 +17,7 @@ _NOT_BUILT: Final = tuple(
 _RESERVED: Final = "__MAGS_"
 _ROOTFS_TYPE: Final = "__MAGS_ROOTFS_TYPE"
 _MEM_GB: Final = "__MAGS_MEM_GB"
+_IDLE_MIN: Final = "__MAGS_IDLE_MIN"
 _KEEP_ALIVE: Final = "__MAGS_KEEP_ALIVE"
 
 _Value = TypeVar("_Value", str, int)
@@ -27,6 +28,7 @@ class _Settings(NamedTuple):
 
     rootfs_type: str | None = None
     memory_mb: int | None = None
+    idle_timeout_s: int | None = None
     no_sleep: bool = False
 
 
@@ -62,6 +64,8 @@ def spec_of(fields: dict[str, Any]) -> JobSpec:
         file_ids=tuple(asked.file_ids),
         persistent=asked.persistent,
         no_sleep=no_sleep,
+        idle_timeout_s=_one("idle_timeout", asked.idle_timeout or None, settings.idle_timeout_s),
+        startup_command=asked.startup_command,
         ignored=shortened(fields.keys() - _KNOWN),
     )
 
@@ -83,6 +87,7 @@ def _split(environment: Mapping[str, str]) -> tuple[Mapping[str, str], _Settings
         return environment, _Settings()
     rootfs_type = reserved.pop(_ROOTFS_TYPE, "")
     mem_gb = reserved.pop(_MEM_GB, "")
+    idle_min = reserved.pop(_IDLE_MIN, "")
     keep_alive = reserved.pop(_KEEP_ALIVE, "")
     if keep_alive not in ("", "true", "false"):
         raise InvalidError(f"environment: {_KEEP_ALIVE} must be true or false")
@@ -91,11 +96,18 @@ def _split(environment: Mapping[str, str]) -> tuple[Mapping[str, str], _Settings
             raise InvalidError(
                 f"environment: the reserved key {key[:64]!r} is not supported by this version yet"
             )
-    if mem_gb and not (mem_gb.isascii() and mem_gb.isdigit() and len(mem_gb) <= 6):
+    if mem_gb and not _is_count(mem_gb):
         raise InvalidError(f"environment: {_MEM_GB} must be a whole number of GiB")
+    if idle_min and not _is_count(idle_min):
+        raise InvalidError(f"environment: {_IDLE_MIN} must be a whole number of minutes")
     variables = {key: value for key, value in environment.items() if not key.startswith(_RESERVED)}
     memory_mb = int(mem_gb) * 1024 if mem_gb else None
-    return variables, _Settings(rootfs_type or None, memory_mb, keep_alive == "true")
+    idle_s = int(idle_min or 0) * 60 or None
+    return variables, _Settings(rootfs_type or None, memory_mb, idle_s, keep_alive == "true")
+
+
+def _is_count(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 6
 
 
 def _one(field: str, asked: _Value | None, reserved: _Value | None) -> _Value | None:

@@ -194,6 +194,23 @@ class Settings(GatewaySettings):
     launches_at_once: int | None = Field(
         None, ge=1, description="How many VMs may be started at once. Default: two a processor."
     )
+    idle_timeout_s: int = Field(
+        _LIMITS.idle_timeout_s,
+        ge=1,
+        description="A persistent job sleeps after so many seconds without use, unless it asks for "
+        "another time or for none.",
+    )
+    min_idle_timeout_s: int = Field(
+        _LIMITS.min_idle_timeout_s, ge=1, description="The least seconds it may ask for."
+    )
+    max_idle_timeout_s: int = Field(
+        _LIMITS.max_idle_timeout_s, ge=1, description="The most seconds it may ask for."
+    )
+    wake_wait_s: float = Field(
+        30.0,
+        gt=0,
+        description="Seconds that a job may take to be woken; who waits for it is refused then.",
+    )
     default_timeout_s: int = Field(
         _LIMITS.default_timeout_s, ge=1, description="Seconds a script has when it asks for none."
     )
@@ -221,6 +238,8 @@ class Settings(GatewaySettings):
         for what in ("timeout_s", "vcpus", "memory_mb", "disk_gb"):
             if getattr(self, f"default_{what}") > getattr(self, f"max_{what}"):
                 raise ValueError(f"default_{what} must not be above max_{what}")
+        if self.min_idle_timeout_s > self.max_idle_timeout_s:
+            raise ValueError("min_idle_timeout_s must not be above max_idle_timeout_s")
         if self.pool_min > self.pool_max:
             raise ValueError("pool_min must not be above pool_max")
         if self.default_memory_mb < self.min_memory_mb:
@@ -292,6 +311,7 @@ class Settings(GatewaySettings):
             import_bytes=self.workspace_import_gb << 30,
             import_entries=self.workspace_import_entries,
             logs_cache_mb=self.logs_cache_mb,
+            wake_wait_s=self.wake_wait_s,
             retention_logs_days=self.retention_logs_days,
             retention_jobs_days=self.retention_jobs_days,
             retention_files_days=self.retention_files_days,

@@ -14,6 +14,7 @@ from magsd.core.access import Access
 from magsd.core.doors import Doors
 from magsd.core.execs import Execs
 from magsd.core.files import Files
+from magsd.core.idle import Idle
 from magsd.core.jobs import Jobs
 from magsd.core.leases import Leases
 from magsd.core.logs import Logs
@@ -67,6 +68,7 @@ class Application:
         self.leases = Leases(node, self._supervisor)
         self.execs = Execs(node, self._jobs, self.leases)
         self.doors = Doors(node, self.access, self._jobs, self.leases)
+        self._idle = Idle(node, self._supervisor)
         self._tasks = Tasks(_report)
         self._is_closing = False
         node.metrics.watch_queue(lambda: node.room.waiting)
@@ -90,6 +92,7 @@ class Application:
             await application._supervisor.start()
             await application.doors.load()
             node.pool.start()
+            application._idle.start()
             application._tasks.spawn("quotas", application._reload_quotas())
             application._tasks.spawn("loop lag", watch_loop(node.metrics, node.clock))
             application._tasks.spawn("engines", application._prepare_again())
@@ -109,6 +112,7 @@ class Application:
         What `node` was made of stays open: it belongs to whoever made it.
         """
         self._is_closing = True
+        await self._idle.aclose()
         await self.execs.aclose()
         await self._supervisor.aclose()
         await self._node.pool.aclose()
@@ -179,9 +183,18 @@ class Application:
         """End a job; its status is not final yet if that takes long. See `Jobs.stop`."""
         return await self._jobs.stop(principal, ref)
 
-    async def update(self, principal: Principal, ref: str, *, no_sleep: bool | None) -> JobStatus:
+    async def update(
+        self,
+        principal: Principal,
+        ref: str,
+        *,
+        no_sleep: bool | None = None,
+        startup_command: str | None = None,
+    ) -> JobStatus:
         """Change settings of a job that is not over. See `Jobs.update`."""
-        return await self._jobs.update(principal, ref, no_sleep=no_sleep)
+        return await self._jobs.update(
+            principal, ref, no_sleep=no_sleep, startup_command=startup_command
+        )
 
     async def sync(self, principal: Principal, ref: str) -> Synced:
         """Keep what a running job has changed in its workspace. See `Jobs.sync`."""
@@ -216,11 +229,15 @@ class Application:
         return PoolStatus(idle, busy, self.settings.pool_min, self.settings.pool_max)
 
     def _vms(self) -> Mapping[tuple[str, str], int]:
-        idle, busy = self._node.pool.count(), self._supervisor.count()
+        counted = {
+            "idle": self._node.pool.count(),
+            "busy": self._supervisor.count(),
+            "sleeping": self._supervisor.sleeping(),
+        }
         return {
             (engine, state): counts.get(engine, 0)
             for engine in self._node.engines
-            for state, counts in (("idle", idle), ("busy", busy))
+            for state, counts in counted.items()
         }
 
     async def _reload_quotas(self) -> None:

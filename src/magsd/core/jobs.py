@@ -6,12 +6,8 @@ supervisor. What happens then is the actors' part.
 
 import asyncio
 import dataclasses
-import hashlib
-import json
 import sys
 from collections.abc import Callable
-from datetime import timedelta
-from typing import Final
 
 from sqlalchemy import Connection
 
@@ -19,6 +15,8 @@ from magsd.aio import finish
 from magsd.core import launch, statuses
 from magsd.core.admission import Admission, Admitted
 from magsd.core.files import Files, use
+from magsd.core.goals import with_goal
+from magsd.core.idempotency import before, idempotency_of, submitted_before
 from magsd.core.launch import Shape
 from magsd.core.node import Node
 from magsd.core.supervisor import Supervisor
@@ -33,7 +31,7 @@ from magsd.model.errors import (
     NotFoundError,
     QuotaError,
 )
-from magsd.model.lifecycle import Goal, RunState, Status, admit
+from magsd.model.lifecycle import Goal, RunState, Status
 from magsd.model.names import (
     AccountId,
     RequestId,
@@ -44,7 +42,7 @@ from magsd.model.names import (
     new_run_id,
     new_subdomain,
 )
-from magsd.model.quota import completed
+from magsd.model.quota import check_startup_command, completed
 from magsd.model.records import (
     Job,
     JobPage,
@@ -56,9 +54,6 @@ from magsd.model.records import (
     Synced,
 )
 from magsd.model.uploads import check_together
-
-_KEY_MAX: Final = 255
-_KEY_KEPT: Final = timedelta(hours=24)
 
 
 class Jobs:
@@ -84,7 +79,7 @@ class Jobs:
         files = await self._files.chosen(principal, spec.file_ids)
         check_together(files, run_spec.disk_gb)
         run_spec = dataclasses.replace(run_spec, files=files)
-        idempotency = _idempotency(spec, idempotency_key)
+        idempotency = idempotency_of(spec, idempotency_key)
         now = self._node.clock.now()
         job = Job(
             request_id=new_request_id(),
@@ -100,11 +95,12 @@ class Jobs:
             created_at=now,
             base_workspace_id=spec.base_workspace_id,
             no_sync=spec.no_sync,
+            idle_timeout_s=spec.idle_timeout_s,
         )
         isolation = self._node.engines[shape.engine].capabilities.isolation
         run = Run(new_run_id(), job.request_id, 1, RunState.PENDING, shape.engine, isolation, now)
         try:
-            return await self._admit(job, run, run_spec, shape, idempotency)
+            return await self._admit(job, run, run_spec, shape, idempotency, spec.startup_command)
         except (QuotaError, CapacityError):
             # A submit that is sent again asks for nothing more.
             if (known := await self._known(job, idempotency)) is not None:
@@ -118,6 +114,7 @@ class Jobs:
         run_spec: RunSpec,
         shape: Shape,
         idempotency: jobs.Idempotency | None,
+        startup_command: str,
     ) -> JobStatus:
         # What has files waits for them first, and then for a VM.
         has_own = run_spec.files or job.workspace_id or job.base_workspace_id
@@ -134,11 +131,12 @@ class Jobs:
                 )
 
             def store(tx: Connection) -> tuple[Job, Run]:
-                known = _submitted_before(tx, job, idempotency)
+                known = submitted_before(tx, job, idempotency)
                 if known is None:
                     check_free(tx, job)
                     use(tx, job.account_id, run_spec.files, job.created_at)
-                    jobs.add(tx, job, run, run_spec, self._node.settings.node, idempotency)
+                    node = self._node.settings.node
+                    jobs.add(tx, job, run, run_spec, node, idempotency, startup_command)
                 return known or (job, run)
 
             # Once it is asked for it is carried out, whether or not the caller still listens.
@@ -225,7 +223,7 @@ class Jobs:
             rows = jobs.get(tx, account_id, request_id)
             if rows is None:
                 raise NotFoundError("the job is gone")
-            return _with_goal(tx, *rows, Goal.STOPPED), rows[1]
+            return with_goal(tx, *rows, Goal.STOPPED), rows[1]
 
         async def ask() -> tuple[Job, Run]:
             job, run = await self._node.database.write(store)
@@ -244,21 +242,38 @@ class Jobs:
             pass
         return found
 
-    async def update(self, principal: Principal, ref: str, *, no_sleep: bool | None) -> JobStatus:
+    async def update(
+        self,
+        principal: Principal,
+        ref: str,
+        *,
+        no_sleep: bool | None = None,
+        startup_command: str | None = None,
+    ) -> JobStatus:
         """Change settings of a job that is not over; None changes nothing.
 
-        Raises `InvalidError` for one that is not persistent, `ConflictError` for one that is over.
+        One that sleeps and may not any more is woken. Raises `InvalidError` for one that is not
+        persistent, `ConflictError` for one that is over.
         """
         found = await self.find(principal, ref)
-        if no_sleep is None:
+        if no_sleep is None and startup_command is None:
             return found
         if no_sleep and not found.persistent:
             raise InvalidError("no_sleep needs a persistent job: this one ends with its script")
+        check_startup_command(startup_command or "")
         if found.is_final:
             raise ConflictError("the job is over: submit it again")
-        if no_sleep is not found.no_sleep:
-            await finish(self._supervisor.set_no_sleep(found.request_id, no_sleep))
-        return self._node.events.get(found.request_id) or found
+        request_id = found.request_id
+        if startup_command is not None:
+            command = startup_command
+            await finish(
+                self._node.database.write(
+                    lambda tx: jobs.set_startup_command(tx, request_id, command)
+                )
+            )
+        if no_sleep is not None and no_sleep is not found.no_sleep:
+            await finish(self._supervisor.set_no_sleep(request_id, no_sleep))
+        return self._node.events.get(request_id) or found
 
     async def sync(self, principal: Principal, ref: str) -> Synced:
         """Keep what a running job has changed so far, and wait for that for `stop_wait_s`.
@@ -333,7 +348,7 @@ class Jobs:
         """Return the job that was submitted before with the same key."""
         if idempotency is None:
             return None
-        found = await self._node.database.read(lambda tx: _before(tx, job, idempotency))
+        found = await self._node.database.read(lambda tx: before(tx, job, idempotency))
         return None if found is None else self._shown(*found)
 
     def _shown(self, job: Job, run: Run) -> JobStatus:
@@ -350,49 +365,3 @@ class Jobs:
 def _resolved(tx: Connection, account_id: AccountId, ref: str) -> tuple[Job, Run] | None:
     found = jobs.get(tx, account_id, RequestId(ref)) if is_request_id(ref) else None
     return found or jobs.find(tx, account_id, ref)
-
-
-def _with_goal(tx: Connection, job: Job, run: Run, want: Goal) -> Job:
-    """Write down that somebody wants `want`, and return the job as it is then."""
-    is_over = run.state is RunState.ENDED
-    goal = admit(job.goal, want, is_over=is_over)
-    if is_over or goal is job.goal:
-        return job
-    if not jobs.set_goal(tx, job.request_id, goal, seen_version=job.goal_version):
-        raise ConflictError("somebody else changed the job at this moment: try again")
-    return dataclasses.replace(job, goal=goal, goal_version=job.goal_version + 1)
-
-
-def _idempotency(spec: JobSpec, key: str | None) -> jobs.Idempotency | None:
-    if key is None:
-        return None
-    if not (0 < len(key) <= _KEY_MAX and key.isprintable()):
-        raise InvalidError(f"Idempotency-Key must have 1 to {_KEY_MAX} printable characters")
-    asked = json.dumps(dataclasses.asdict(spec), sort_keys=True)
-    return jobs.Idempotency(key, hashlib.sha256(asked.encode()).hexdigest())
-
-
-def _submitted_before(
-    tx: Connection, job: Job, idempotency: jobs.Idempotency | None
-) -> tuple[Job, Run] | None:
-    """Return the job that was submitted with the same key, if that was lately."""
-    if idempotency is None:
-        return None
-    if (found := _before(tx, job, idempotency)) is not None:
-        return found
-    if (known := jobs.by_idempotency_key(tx, job.account_id, idempotency.key)) is not None:
-        jobs.release_key(tx, known[0])
-    return None
-
-
-def _before(tx: Connection, job: Job, idempotency: jobs.Idempotency) -> tuple[Job, Run] | None:
-    """Return the job that used the key within the time that keys are kept for."""
-    known = jobs.by_idempotency_key(tx, job.account_id, idempotency.key)
-    if known is None or known[2] <= job.created_at - _KEY_KEPT:
-        return None
-    request_id, digest, _ = known
-    if digest != idempotency.digest:
-        raise ConflictError(
-            f"Idempotency-Key was used for job {request_id}, which asked for something else"
-        )
-    return jobs.get(tx, job.account_id, request_id)

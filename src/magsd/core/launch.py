@@ -29,10 +29,13 @@ from magsd.storage.images import Image, ImageStore
 
 SCRIPT_STREAM: Final = 1
 """The durable stream of a job's script."""
+STARTUP_STREAM: Final = 2
+"""That of the command which is run when a job is woken by a start."""
 
 HOME: Final = "/root"
 """Where scripts and commands begin."""
 _SCRIPT_PATH: Final = "/run/mags/script"
+_STARTUP_PATH: Final = "/run/mags/startup"
 _SCRIPT_MODE: Final = 0o700
 _CA_BUNDLE: Final = "/etc/ssl/certs/ca-certificates.crt"
 _ENVIRONMENT: Final = {
@@ -140,8 +143,39 @@ async def start(
             place_files(connection, files),
         )
         attempt.is_asked = True
-        await _begin(connection, spec)
+        await _begin(connection, spec, deadline_s=spec.timeout_s or 0)  # 0: none
         undo.pop_all()
+    return connection
+
+
+async def start_again(
+    engine: Engine, plan: Plan, spec: RunSpec, clock: Clock, *, startup_command: str, line: str
+) -> ShimConnection:
+    """Launch a VM for a job that has lived before, tell its log `line`, and begin its
+    `startup_command`, if there is one; return a connection.
+
+    On failure (`LaunchError`) or cancellation the VM is no more, and its disk stays.
+    """
+    handle = await launched(engine, plan)
+    try:
+        async with asyncio.timeout(_BEGIN_S), AsyncExitStack() as undo:
+            connection = await ShimConnection.open(handle.run_directory)
+            undo.push_async_callback(connection.aclose)
+            await identity.introduce(connection, plan.hostname, clock.now())
+            if spec.files:
+                names = [file.name for file in spec.files]
+                await streams.control(connection, "uploads", name=names)
+            await connection.request("note", text=line)
+            if startup_command:
+                content = startup_command.encode("utf-8")
+                await streams.write_file(connection, _STARTUP_PATH, content, mode=_SCRIPT_MODE)
+                await _begin(connection, spec, STARTUP_STREAM, _STARTUP_PATH, deadline_s=0)
+            undo.pop_all()
+    except BaseException as error:
+        await finish(engine.stop(handle, keep_changes=True))
+        if isinstance(error, ShimError | OSError | TimeoutError):
+            raise LaunchError("the VM could not be made ready", repr(error)) from error
+        raise
     return connection
 
 
@@ -170,7 +204,7 @@ async def begin(
             steps.append(identity.set_clock(connection, clock.now()))
         await asyncio.gather(*steps)
         attempt.is_asked = True
-        await _begin(connection, spec)
+        await _begin(connection, spec, deadline_s=spec.timeout_s or 0)  # 0: none
         undo.pop_all()
 
 
@@ -245,12 +279,18 @@ async def _hand_over(connection: ShimConnection, script: str) -> None:
     await streams.write_file(connection, _SCRIPT_PATH, content, mode=_SCRIPT_MODE)
 
 
-async def _begin(connection: ShimConnection, spec: RunSpec) -> None:
+async def _begin(
+    connection: ShimConnection,
+    spec: RunSpec,
+    stream: int = SCRIPT_STREAM,
+    path: str = _SCRIPT_PATH,
+    *,
+    deadline_s: float,
+) -> None:
     environment = environment_of(spec.environment)
-    fields = [("arg", "/bin/sh"), ("arg", _SCRIPT_PATH), ("cwd", HOME)]
+    fields = [("arg", "/bin/sh"), ("arg", path), ("cwd", HOME)]
     fields += [("env", f"{name}={value}") for name, value in environment.items()]
-    deadline_s = spec.timeout_s or 0  # 0: none
-    await connection.open_durable(SCRIPT_STREAM, pack_fields("exec", fields), deadline_s)
+    await connection.open_durable(stream, pack_fields("exec", fields), deadline_s)
 
 
 def environment_of(asked: Mapping[str, str]) -> Mapping[str, str]:

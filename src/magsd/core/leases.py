@@ -1,11 +1,10 @@
 """Leases: who holds one uses a VM, which therefore stays awake.
 
 A lease is asked for by whoever is about to reach into the VM of a job, for as
-long as it takes: a command, a session, a request. It hands out where the VM
-is, plain data, and never the VM itself.
+long as it takes: a command, a session, a request. A VM that sleeps is woken
+for it. It hands out where the VM is, plain data, and never the VM itself.
 """
 
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from magsd.core.remains import handle_of
 from magsd.core.supervisor import Supervisor
 from magsd.engine.base import Handle
 from magsd.model.errors import ConflictError
-from magsd.model.lifecycle import RunState, Status
+from magsd.model.lifecycle import ASLEEP, RunState, Status
 from magsd.model.names import RequestId
 from magsd.model.records import JobStatus, Run
 
@@ -35,30 +34,27 @@ class Leases:
     def __init__(self, node: Node, supervisor: Supervisor) -> None:
         self._node = node
         self._supervisor = supervisor
-        self._held: Counter[RequestId] = Counter()
 
     def count(self, request_id: RequestId) -> int:
         """Return how many hold a lease of the job's VM."""
-        return self._held[request_id]
+        return self._node.uses.count(request_id)
 
     @asynccontextmanager
     async def hold(self, status: JobStatus) -> AsyncIterator[Lease]:
-        """Use the VM of a job inside the block.
+        """Use the VM of a job inside the block; one that sleeps is woken, once for all who wait.
 
         The caller was found to be allowed to. Raises `ConflictError` when it has no VM
-        that could be used.
+        that could be used, `CapacityError` when it could not be woken in time.
         """
-        request_id = status.request_id
-        self._held[request_id] += 1
-        try:
+        with self._node.uses.use(status.request_id):
             yield await self._awake(status)
-        finally:
-            self._held[request_id] -= 1
-            if not self._held[request_id]:
-                del self._held[request_id]
 
     async def _awake(self, status: JobStatus) -> Lease:
-        run = self._supervisor.run_of(status.request_id)
+        request_id = status.request_id
+        run = self._supervisor.run_of(request_id)
+        if run is not None and (run.state in ASLEEP or self._node.uses.is_closed(request_id)):
+            await self._supervisor.wake(request_id)
+            run = self._supervisor.run_of(request_id)
         if run is None or run.state is not RunState.RUNNING:
             raise ConflictError(_why_not(status))
         handle = handle_of(self._node, run)

@@ -96,7 +96,7 @@ class LogArchive:
         Raises `CapacityError` when the store is away and they are nowhere else,
         `MagsError` when the store has something else than was put there.
         """
-        keys = [LogKey(run.request_id, epoch) for epoch in range(1, run.epoch + 1)]
+        keys = [LogKey(run.request_id, epoch) for epoch in range(1, run.journal + 1)]
         # Held before they are looked for, so that nothing is dropped between.
         self._held.update(keys)
         try:
@@ -205,7 +205,7 @@ class LogArchive:
     # --- and back ----------------------------------------------------------------
 
     def _is_away(self, key: LogKey, run: Run) -> bool:
-        is_last = key.epoch == run.epoch
+        is_last = key.epoch == run.journal
         if is_last and run.state is not RunState.ENDED:
             return False
         return self._places.find(*key, run.vm_id if is_last else None) is None

@@ -103,6 +103,9 @@ class Assembler:
             return self._lost(key, lost, end, record.at_ns) if lost > 0 else []
         start = end - len(record.payload)
         entries: list[Entry] = []
+        if record.offset < partial.offset and partial.length:
+            # Another stream of that number, in a later life of the VM: the earlier one was cut off.
+            entries.append(Entry(start, partial.at_ns, record.channel, partial.take()))
         if record.offset > partial.offset:
             lost = record.offset - partial.offset
             entries = self._lost(key, lost, start, record.at_ns)

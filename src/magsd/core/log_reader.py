@@ -126,7 +126,7 @@ class LogReader:
     def _next(self, place: Place, run: Run, limit_bytes: int) -> tuple[list[Record], int] | None:
         """Return the next records, without those bytes of the first that were taken before,
         and how many these are. No records when this journal is over, None when it may grow."""
-        is_last = place.epoch >= run.epoch
+        is_last = place.epoch >= run.journal
         records = self._records(place, run.vm_id if is_last else None, limit_bytes)
         if not records and is_last and run.state is not RunState.ENDED:
             return None
@@ -142,7 +142,7 @@ class LogReader:
         assembler = place.assembler.copied()
         entries = assembler.finish(place.position)
         last_seq = entries[-1].seq if entries else place.last_seq
-        if place.epoch < run.epoch:
+        if place.epoch < run.journal:
             epoch = place.epoch + 1
             return Stretch(entries, Place(epoch, 0, Assembler(epoch), 0, last_seq))
         if not entries:

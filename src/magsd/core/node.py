@@ -15,6 +15,7 @@ from magsd.core.quotas import Quotas
 from magsd.core.room import Room
 from magsd.core.run_log import RunLog
 from magsd.core.settings import CoreSettings
+from magsd.core.uses import Uses
 from magsd.core.workspace_uploads import WorkspaceUploads
 from magsd.db.database import Database
 from magsd.engine.base import Engine
@@ -83,6 +84,7 @@ class Node:
         self.room = Room(settings.capacity)
         """For a VM from its claim until it is given back."""
         self.quotas = Quotas(settings.quota)
+        self.uses = Uses(clock)
         self.given_back = SingleFlight()
         """VMs that are being given back, by name."""
         self.pool = Pool(

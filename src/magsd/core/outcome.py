@@ -84,6 +84,37 @@ def of_failed_launch(error: LaunchError) -> Outcome:
     return Outcome(None, error.job_code, error.message, error.message)
 
 
+def of_lost_state(exit_code: int | None) -> Outcome:
+    """Return what it means that a job that slept has nothing left to go on from."""
+    text = "the job's disk was lost while it slept, and there is no workspace to start from"
+    return Outcome(exit_code, JobCode.STATE_LOST, text, text)
+
+
+def of_sleep(*, is_cut: bool) -> str:
+    """Return what a job's log says when it falls asleep. `is_cut`: its script ran still."""
+    return "the job went to sleep, and its script was ended" if is_cut else "the job went to sleep"
+
+
+def of_going_on(lost: Outcome) -> str:
+    """Return what a job's log says when it goes on although its VM was lost."""
+    return f"{lost.error}; the job goes on from its own disk"
+
+
+def of_startup(wait_status: int) -> str:
+    """Return what a job's log says when its startup command has failed."""
+    failed = of_script(wait_status)
+    assert failed.error is not None
+    return failed.error.replace("the script", "the startup command", 1)
+
+
+def of_changes_not_kept(why: str) -> str:
+    """Return what a job's log says when a sleeping VM's changes are no version yet."""
+    return (
+        "what the job changed could not be kept in its workspace yet, and lies on this machine: "
+        f"{why}"
+    )
+
+
 def of_pending_version(version: int) -> str:
     """Return what a job's log says when the object store could not be waited for."""
     return (

@@ -53,14 +53,14 @@ async def _give_back(node: Node, run: Run, handle: Handle, account_id: AccountId
         lambda tx: log_index.add(
             tx,
             request_id=run.request_id,
-            epoch=run.epoch,
+            epoch=run.journal,
             account_id=account_id,
             node=node.settings.node,
             size_bytes=size_bytes,
             at=node.clock.now(),
         )
     )
-    await asyncio.to_thread(node.places.put_away, run.request_id, run.epoch, handle.vm)
+    await asyncio.to_thread(node.places.put_away, run.request_id, run.journal, handle.vm)
     node.archive.want()
 
 

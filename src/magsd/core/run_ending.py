@@ -56,7 +56,7 @@ class RunEnding:
         self._log.warning("vm_lost", reason=vm_end.reason, detail=vm_end.detail)
         await self._hold.detach()  # Nobody is at the other end any more.
         if ended is not None and not self.is_script_over:
-            self._row.run = self._with_script_end(await self._outcome_of(ended), ended)
+            self._row.run = await self.with_script_end(ended)
         result = outcome.of_lost_vm(vm_end)
         if self.is_script_over:
             result = dataclasses.replace(result, exit_code=self._row.run.exit_code)
@@ -73,6 +73,11 @@ class RunEnding:
             has_begun = run.started_at is not None
             exit_code = outcome.EXIT_STOPPED if has_begun else None
             await self._end(outcome.of_stopped_persistent(exit_code))
+
+    async def by_lost_state(self, error: LaunchError) -> None:
+        """Record that there is nothing left that a sleeping job could go on from."""
+        self._log.error("state_lost", error=error.message, detail=error.detail)
+        await self._end(outcome.of_lost_state(self._row.run.exit_code))
 
     async def by_failed_launch(self, error: LaunchError) -> None:
         """Record that no VM could be had."""
@@ -131,6 +136,10 @@ class RunEnding:
         if result.line is not None:
             await self._hold.note(result.line)
         await self._row.publish(self._with_script_end(result, ended))
+
+    async def with_script_end(self, ended: ScriptEnd) -> Run:
+        """Return the run with the final result of its script, which is not committed yet."""
+        return self._with_script_end(await self._outcome_of(ended), ended)
 
     def _with_script_end(self, result: Outcome, ended: ScriptEnd) -> Run:
         """Return the run with the final result of its script, whatever becomes of its VM."""

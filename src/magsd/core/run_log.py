@@ -42,7 +42,14 @@ class RunLog:
         except OSError:
             return False
 
+    def has_told_since(self, run: Run, text: str, at_ns: int) -> bool:
+        """Say whether a line stands near the end of a run's journal, not older than that."""
+        try:
+            return JournalReader(self._directory(run)).has_note_since(text, at_ns)
+        except OSError:
+            return False
+
     def _directory(self, run: Run) -> Path:
         assert run.vm_id is not None
-        directory = self._places.find(run.request_id, run.epoch, run.vm_id)
+        directory = self._places.find(run.request_id, run.journal, run.vm_id)
         return directory or self._places.make_run_directory(run.vm_id)

@@ -9,8 +9,10 @@ import dataclasses
 
 from sqlalchemy import Connection
 
+from magsd.core.goals import with_goal
 from magsd.core.node import Node
-from magsd.db import jobs, runs
+from magsd.db import jobs, naps, runs
+from magsd.model.errors import ConflictError
 from magsd.model.layers import Manifest
 from magsd.model.lifecycle import Goal
 from magsd.model.names import RequestId
@@ -73,6 +75,39 @@ class RunRow:
             await self._write(run, generation)
             self.job = dataclasses.replace(self.job, generation=generation)
             self._node.publish(self.job, run)
+
+    async def publish_awake(self, run: Run) -> None:
+        """Commit that a VM that slept is awake, and for how long it slept; tell everybody.
+
+        Raises `FencedError`.
+        """
+        slept_at, woke_at, job = self.run.slept_at, self._node.clock.now(), self.job
+        awake = dataclasses.replace(run, slept_at=None, slept_version=None, is_synced=None)
+
+        def write(tx: Connection, generation: int) -> bool:
+            if not runs.save(tx, awake, epoch=self.run.epoch, generation=generation):
+                return False
+            if slept_at is not None:
+                naps.add(tx, run.run_id, job.account_id, slept_at, woke_at)
+            return True
+
+        async with self._writing:
+            generation = self.job.generation + 1
+            if not await self._node.database.write(lambda tx: write(tx, generation)):
+                raise FencedError
+            self.run = awake
+            self.job = dataclasses.replace(self.job, generation=generation)
+            self._node.publish(self.job, awake)
+
+    async def ask(self, goal: Goal) -> bool:
+        """Write down another goal for the actor's own sake; False when somebody else wants another."""
+        job, run = self.job, self.run
+        try:
+            asked = await self._node.database.write(lambda tx: with_goal(tx, job, run, goal))
+        except ConflictError:
+            return False
+        self.want(asked.goal, asked.goal_version)
+        return True
 
     async def set_no_sleep(self, no_sleep: bool) -> None:
         """Commit a setting of the job and tell everybody. Raises `FencedError`.

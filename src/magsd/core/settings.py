@@ -75,6 +75,8 @@ class CoreSettings:
     """Ended jobs whose last status is kept in memory."""
     exec_output_bytes: int = 128 << 20
     """What all commands that callers run at a time may keep of their output together, in memory."""
+    wake_wait_s: float = 30.0
+    """How long a caller waits for a job that sleeps to be woken."""
     stop_wait_s: float = 25.0
     """How long a caller of `stop` waits for the end; clients give up at 30."""
 

@@ -3,7 +3,7 @@
 from datetime import datetime, timedelta
 
 from magsd.core.settings import CoreSettings
-from magsd.model.lifecycle import RunState, status_of
+from magsd.model.lifecycle import ASLEEP, RunState, status_of
 from magsd.model.records import Job, JobStatus, Run
 
 
@@ -37,11 +37,13 @@ def of_job(job: Job, run: Run, settings: CoreSettings) -> JobStatus:
         generation=job.generation,
         script_ended_at=run.script_ended_at,
         workspace_synced=_is_synced(job, run),
+        restored_from=run.restored_from,
     )
 
 
 def _is_synced(job: Job, run: Run) -> bool | None:
-    if job.workspace_id is None or run.state is not RunState.ENDED:
+    is_at_rest = run.state is RunState.ENDED or run.state in ASLEEP
+    if job.workspace_id is None or not is_at_rest:
         return None
     return False if job.no_sync else run.is_synced
 

@@ -12,9 +12,12 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import structlog
+from sqlalchemy import Connection
 
-from magsd.aio import Tasks
+from magsd.aio import SingleFlight, Tasks, finish
 from magsd.core import statuses
+from magsd.core.footprint import counted
+from magsd.core.goals import with_goal
 from magsd.core.node import Node
 from magsd.core.remains import give_back, give_back_at_last
 from magsd.core.vm_actor import VmActor
@@ -22,14 +25,16 @@ from magsd.core.vm_start import HeadStart
 from magsd.db import jobs, runs
 from magsd.engine.base import Engine
 from magsd.model.amount import Amount
-from magsd.model.errors import CapacityError, ConflictError, MagsError
-from magsd.model.lifecycle import RunState
+from magsd.model.errors import CapacityError, ConflictError, MagsError, NotFoundError
+from magsd.model.lifecycle import ASLEEP, Goal, RunState
 from magsd.model.names import AccountId, RequestId, VmId
 from magsd.model.records import Job, Run, Synced
 
 _RECONCILE_S: Final = 15.0
 _GIVEN_BACK_AT_ONCE: Final = 8
 _FOUND_AT_ONCE: Final = 500
+_TELL_S: Final = 5.0
+_WITHOUT_VM: Final = (RunState.PENDING, RunState.SLEEPING)
 
 _log = structlog.get_logger()
 
@@ -42,13 +47,14 @@ class Supervisor:
         self._actors: dict[RequestId, VmActor] = {}
         self._expected: set[RequestId] = set()
         self._tasks = Tasks(_report)
+        self._asking = SingleFlight()
         self._is_closing = False
 
     async def start(self) -> None:
         """Show, adopt and clean what an earlier daemon left; then accept hints."""
         rows = await self._unfinished()
         for job, run, need in rows:
-            self._node.quotas.occupy(job.account_id, need)
+            self._node.quotas.occupy(job.account_id, counted(need, run.state))
             self._node.events.publish(statuses.of_job(job, run, self._node.settings))
         await self._clean({run.vm_id for _, run, _ in rows if run.vm_id is not None})
         # What lives goes before what waits: it has its VM already.
@@ -84,21 +90,99 @@ class Supervisor:
         return Counter(
             actor.run.engine
             for actor in self._actors.values()
-            if actor.run.state is not RunState.PENDING
+            if actor.run.state not in _WITHOUT_VM
         )
+
+    def sleeping(self) -> Mapping[str, int]:
+        """Return how many jobs sleep, by engine."""
+        return Counter(
+            actor.run.engine
+            for actor in self._actors.values()
+            if actor.run.state is RunState.SLEEPING
+        )
+
+    def jobs(self) -> Iterator[tuple[Job, Run]]:
+        """Yield the jobs that have not ended, with their runs, as they are now."""
+        for actor in list(self._actors.values()):
+            yield actor.job, actor.run
 
     def run_of(self, request_id: RequestId) -> Run | None:
         """Return the run of a job that has not ended, as it was committed last."""
         actor = self._actors.get(request_id)
         return None if actor is None else actor.run
 
+    async def put_to_sleep(self, request_id: RequestId) -> None:
+        """Have a job's VM sleep, unless somebody uses it by then. Raises `ConflictError`."""
+        if not self._is_closing and request_id in self._actors:
+            await self._ask(request_id, Goal.ASLEEP)
+
+    async def wake(self, request_id: RequestId) -> None:
+        """Return when a job's VM is awake. The caller counts as a user of it already.
+
+        All who wait at a time are told the same. Raises `CapacityError` when
+        it could not be woken, or not in time, `ConflictError` when it ends.
+        """
+        if self._is_closing:
+            raise CapacityError("the service is stopping: try again in a moment")
+        if (actor := self._actors.get(request_id)) is None:
+            raise ConflictError("the job is over: submit it again")
+        woken = actor.woken()
+        wait_s = self._node.settings.wake_wait_s
+        try:
+            # A little longer than the attempt itself: then all are told what came of it.
+            async with asyncio.timeout(wait_s + _TELL_S):
+                await self._asking.do(request_id, lambda: self._ask(request_id, Goal.RUNNING))
+                if actor.job.goal is Goal.ASLEEP and not woken.done():
+                    # Somebody's attempt had failed, and said so between the two.
+                    await self._ask(request_id, Goal.RUNNING)
+                error = await asyncio.shield(woken)
+        except TimeoutError:
+            text = f"the job sleeps, and was not awake within {wait_s:g} s: try again in a moment"
+            raise CapacityError(text) from None
+        if error is not None:
+            raise type(error)(error.message, error.detail)
+
+    def wake_by_itself(self, request_id: RequestId) -> None:
+        """Have a job that may not sleep woken, in the background."""
+        if not self._is_closing:
+            self._tasks.spawn(f"wake {request_id}", self._wake_by_itself(request_id))
+
+    async def _wake_by_itself(self, request_id: RequestId) -> None:
+        try:
+            with self._node.uses.use(request_id):
+                await self.wake(request_id)
+        except MagsError as error:
+            _log.warning("not_woken_by_itself", request_id=request_id, error=error.message)
+
+    async def _ask(self, request_id: RequestId, goal: Goal) -> None:
+        """Commit another goal of a job and tell its actor."""
+        if (actor := self._actors.get(request_id)) is None:
+            raise ConflictError("the job is over: submit it again")
+        account_id = actor.job.account_id
+
+        def store(tx: Connection) -> Job:
+            rows = jobs.get(tx, account_id, request_id)
+            if rows is None:
+                raise NotFoundError("the job is gone")
+            return with_goal(tx, *rows, goal)
+
+        async def ask() -> None:
+            self.want(await self._node.database.write(store))
+
+        await finish(ask())
+
     async def set_no_sleep(self, request_id: RequestId, no_sleep: bool) -> None:
-        """Change whether a job may sleep. Raises `ConflictError` when it is over."""
+        """Change whether a job may sleep; one that sleeps and may not is woken in the background.
+
+        Raises `ConflictError` when it is over.
+        """
         if self._is_closing:
             raise CapacityError("the service is stopping: try again in a moment")
         if (actor := self._actors.get(request_id)) is None:
             raise ConflictError("the job is over: submit it again")
         await actor.set_no_sleep(no_sleep)
+        if no_sleep and actor.run.state in ASLEEP:
+            self.wake_by_itself(request_id)
 
     async def sync(self, request_id: RequestId) -> Synced:
         """Keep what a job has changed so far. Raises `ConflictError` when it does not run.
@@ -165,7 +249,7 @@ class Supervisor:
         for job, run, need in await self._unfinished(lost[:_FOUND_AT_ONCE]):
             if job.request_id not in self._actors and not self._has_ended(job.request_id):
                 _log.info("run_found", request_id=job.request_id, state=run.state)
-                self._node.quotas.occupy(job.account_id, need)
+                self._node.quotas.occupy(job.account_id, counted(need, run.state))
                 self._node.events.publish(statuses.of_job(job, run, self._node.settings))
                 self._begin(job, run, need)
 

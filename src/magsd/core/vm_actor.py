@@ -3,7 +3,7 @@
 Nobody else touches the run's VM or writes its row. An actor whose write finds
 no row has been replaced, gives its VM back and ends. What may happen next is
 `model.lifecycle`'s decision; how a run comes to a VM is `vm_start`'s part, how
-it ends `run_ending`'s, how a VM is reached `vm_link`'s.
+it ends `run_ending`'s, how it sleeps `sleeping`'s, how a VM is reached `vm_link`'s.
 """
 
 import asyncio
@@ -15,10 +15,12 @@ from typing import Any, Final, TypeVar
 import structlog
 
 from magsd.aio import backoff_s, unless
+from magsd.core.footprint import Footprint
 from magsd.core.node import Node
 from magsd.core.remains import give_back, give_back_at_last
 from magsd.core.run_ending import RunEnding
 from magsd.core.run_row import FencedError, RunRow
+from magsd.core.sleeping import Sleeping
 from magsd.core.vm_changes import VmChanges
 from magsd.core.vm_hold import VmHold
 from magsd.core.vm_link import Found, ScriptEnd, VmLink, began_at
@@ -31,8 +33,9 @@ from magsd.model.errors import (
     CapacityError,
     ConflictError,
     LaunchError,
+    MagsError,
 )
-from magsd.model.lifecycle import OVER, Goal, RunState, Step, may_launch_again, next_step
+from magsd.model.lifecycle import ASLEEP, OVER, Goal, RunState, Step, may_launch_again, next_step
 from magsd.model.names import AccountId
 from magsd.model.records import Job, Run, Synced
 
@@ -54,21 +57,28 @@ class VmActor:
         self, node: Node, job: Job, run: Run, need: Amount, start: HeadStart | None = None
     ) -> None:
         self._node = node
-        self._row = RunRow(node, job, run)
-        self._need = need
+        self._row = row = RunRow(node, job, run)
         self._goal_changed = asyncio.Event()
-        self._changes = VmChanges(node, self._row)
-        self._start = VmStart(
-            node, self._row, self._changes, need, start or HeadStart(), self._unless_goal_changes
+        self._changes = changes = VmChanges(node, row)
+        start, unless_ = start or HeadStart(), self._unless_goal_changes
+        self._footprint = own = Footprint(
+            node, job.account_id, need, run.state, has_room=start.has_room
         )
-        self._hold = VmHold(node, self._row)
-        self._ending = RunEnding(node, self._row, self._hold, self._changes)
+        self._start = VmStart(node, row, changes, own, start, unless_)
+        self._hold = hold = VmHold(node, row)
+        self._ending = ending = RunEnding(node, row, hold, changes)
+        self._sleeping = Sleeping(node, row, hold, changes, own, ending, unless_)
         self._log = _log.bind(request_id=job.request_id)
 
     @property
     def run(self) -> Run:
         """The run as it was committed last."""
         return self._row.run
+
+    @property
+    def job(self) -> Job:
+        """The job as it was committed last, as far as the actor has been told."""
+        return self._row.job
 
     def want(self, goal: Goal, goal_version: int) -> None:
         """Take note of a goal that has been committed."""
@@ -78,8 +88,11 @@ class VmActor:
     async def sync(self) -> Synced:
         """Keep what a job that runs has changed so far, and return when it is stored.
 
-        Raises `ConflictError` when it does not run, and what `VmChanges.sync` raises.
+        Raises `ConflictError` when it does not run, and what `VmChanges.sync` raises. One that
+        sleeps has kept all that it changed; `Sleeping.synced` says what that raises.
         """
+        if self.run.state is RunState.SLEEPING:
+            return await self._sleeping.synced()
         if self._hold.link is None or self.run.state is not RunState.RUNNING:
             raise ConflictError("the job does not run at this moment: try again when it does")
         return await self._changes.sync(self._hold.handle)
@@ -90,6 +103,10 @@ class VmActor:
             await self._row.set_no_sleep(no_sleep)
         except FencedError:
             raise ConflictError("the job is over: submit it again") from None
+
+    def woken(self) -> "asyncio.Future[MagsError | None]":
+        """Return what tells all who wait for the VM that it is awake, or why it is not."""
+        return self._sleeping.woken()
 
     async def live(self) -> None:
         """Walk until the run has ended and its VM is given back.
@@ -104,18 +121,21 @@ class VmActor:
                 await self._let_go()
             finally:
                 # At once: who is told of the end may submit the next.
-                self._node.quotas.give_back(self._account_id, self._need)
+                self._footprint.release_quota()
+                self._sleeping.tell(ConflictError("the job has ended: see its status"))
                 await self._start.aclose()
                 await self._hold.detach()
             await give_back_at_last(self._node, self.run, self._account_id)
         finally:
-            self._start.release_room()
+            self._footprint.release_room()
+            self._node.uses.forget(self._row.request_id)
 
     async def _walk(self) -> None:
         failures = 0
         while (step := self._next_step()) is not None:
             try:
-                if failures <= _FAILURES_MAX:
+                # What sleeps has all that it is on its disk, and time.
+                if failures <= _FAILURES_MAX or self._is_asleep:
                     await self._do(step)
                 else:
                     await self._ending.by_trouble()
@@ -143,23 +163,21 @@ class VmActor:
         )
 
     async def _do(self, step: Step) -> None:
-        match step:
-            case Step.LAUNCH:
-                await self._launch()
-            case Step.DISCARD:
-                await self._ending.by_request()
-            case Step.BEGIN:
-                self._attach_begun(await self._start.begin())
-            case Step.RECOVER:
-                await self._recover()
-            case Step.FOLLOW:
-                await self._follow()
-            case Step.STAY:
-                await self._stay()
-            case Step.STOP:
-                await self._stop()
-            case Step.SAVE:
-                await self._save()
+        does = {
+            Step.LAUNCH: self._launch,
+            Step.DISCARD: self._ending.by_request,
+            Step.BEGIN: self._begin,
+            Step.RECOVER: self._recover,
+            Step.FOLLOW: self._follow,
+            Step.STAY: self._stay,
+            Step.STOP: self._stop,
+            Step.SAVE: self._save,
+            Step.SLEEP: self._sleep,
+            Step.REST: self._sleeping.rest,
+            Step.WAKE: self._sleeping.wake,
+            Step.LEAVE: self._ending.by_request,
+        }
+        await does[step]()
 
     # --- steps ---------------------------------------------------------------
 
@@ -171,6 +189,9 @@ class VmActor:
             self._node.metrics.launch_failed(self.run.engine, error.job_code)
             await self._ending.by_failed_launch(error)
 
+    async def _begin(self) -> None:
+        self._attach_begun(await self._start.begin())
+
     def _attach_begun(self, connection: ShimConnection | None) -> None:
         """Follow a script that has begun; None when it has not."""
         if connection is not None:
@@ -181,17 +202,31 @@ class VmActor:
             self._row.run = dataclasses.replace(self.run, started_at=began)
 
     async def _follow(self) -> None:
+        self._sleeping.be_awake()
         ended = self._hold.attached.known_end()
         if ended is None:
             await self._mark_running()
             ended = await self._unless_goal_changes(self._hold.attached.script_ended())
-        if ended is not None:
+        if ended is not None and ended.vm_end is not None:
+            await self._lost(ended.vm_end)
+        elif ended is not None:
             await self._ending.by_script(ended)
 
     async def _stay(self) -> None:
+        self._sleeping.be_awake()
+        if self._sleeping.follows_startup:
+            await self._sleeping.follow_startup()
+            return
         vm_end = await self._unless_goal_changes(self._hold.attached.vm_ended())
         if vm_end is not None:
-            await self._ending.by_lost_vm(vm_end)
+            await self._lost(vm_end)
+
+    async def _lost(self, vm_end: VmEnd, ended: ScriptEnd | None = None) -> None:
+        """The VM has ended. `ended`: how its script did before, if that is news."""
+        if self._sleeping.goes_on_after(vm_end):
+            await self._sleeping.go_on(vm_end, ended)
+        else:
+            await self._ending.by_lost_vm(vm_end, ended)
 
     async def _stop(self) -> None:
         # A script that was over before anybody asked for its end keeps its result.
@@ -206,12 +241,19 @@ class VmActor:
             await link.terminate()
         await self._ending.by_request()
 
+    async def _sleep(self) -> None:
+        self._footprint.occupy()
+        await self._sleeping.fall_asleep()
+
     async def _save(self) -> None:
-        self._start.occupy_room()
+        self._footprint.occupy(asleep=self.run.slept_at is not None)
         await self._ending.save()
 
     async def _recover(self) -> None:
-        self._start.occupy_room()
+        if self.run.state is RunState.WAKING:
+            await self._sleeping.fall_back()
+            return
+        self._footprint.occupy()
         async with self._node.recoveries:
             found = await VmLink.find(self._hold.engine, self._hold.handle, self._node.clock)
         if found.began_at is None and self.run.started_at is None:
@@ -222,6 +264,7 @@ class VmActor:
         is_persistent = self._row.job.persistent
         if found.link is not None:
             self._hold.attach(found.link)
+            self._sleeping.found_awake()
         if found.link is not None and (found.end is None or is_persistent):
             with suppress(ShimError):  # Not worth more than a try: the job goes on.
                 await found.link.note("the service was restarted; the job went on meanwhile")
@@ -230,7 +273,7 @@ class VmActor:
         elif is_persistent:
             has_ended = found.end is not None and found.end.vm_end is None
             vm_end = found.vm_end or _TRACELESS
-            await self._ending.by_lost_vm(vm_end, found.end if has_ended else None)
+            await self._lost(vm_end, found.end if has_ended else None)
         else:
             await self._ending.by_script(found.end or ScriptEnd(None, vm_end=_TRACELESS))
 
@@ -277,6 +320,10 @@ class VmActor:
         )
         if found is not None and found[1].state is RunState.ENDED:
             self._node.publish(*found)
+
+    @property
+    def _is_asleep(self) -> bool:
+        return self.run.state in ASLEEP and self._row.job.goal not in OVER
 
     @property
     def _account_id(self) -> AccountId:

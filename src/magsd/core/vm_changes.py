@@ -133,23 +133,69 @@ class VmChanges:
                 lambda tx: workspaces.next_capture(tx, self._row.run.run_id)
             )
             version = await self._captured(handle, number)
+        name = self._row.job.workspace_id
+        assert name is not None
+        return await self._stored(name, version)
+
+    async def _stored(self, name: str, version: Version) -> Synced:
         state, sent_bytes = await self._node.uploads.stored(version)
         if state is VersionState.ASIDE:
             raise ConflictError(outcome.of_version_aside(version.version))
+        return Synced(name, version.version, version.manifest.size_bytes, sent_bytes)
+
+    async def keep_asleep(self, handle: Handle) -> Kept:
+        """Make a version of a VM that was stopped to sleep; wait for the store for a while.
+
+        Raises as `keep`. Cancelled, it has let go of the disk.
+        """
+        async with self._capturing:
+            number = await self._node.database.read(
+                lambda tx: workspaces.next_capture(tx, self._row.run.run_id)
+            )
+            version = await self._captured(handle, number)
+        return await self._kept(version)
+
+    async def asleep(self, number: int) -> Synced:
+        """Return the version that a VM that sleeps has become, when it is stored.
+
+        The caller sets the deadline. Raises `ConflictError` when another became the newest first.
+        """
         name = self._row.job.workspace_id
         assert name is not None
-        return Synced(name, version.version, version.manifest.size_bytes, sent_bytes)
+        version = await self._numbered(number)
+        if version is None:
+            raise ConflictError(outcome.of_version_aside(number))
+        return await self._stored(name, version)
 
     async def keep(self, handle: Handle) -> Kept:
         """Make the last version, of a VM that is stopped here; wait for the store for a while.
+
+        One that slept may have it already.
 
         May be asked again, and is after a crash. Raises `LookupError` when the
         disk is gone, `InvalidError` and `TooLargeError` for what cannot be
         kept, `LaunchError` and `CapacityError` when it cannot be now.
         """
-        async with self._capturing:
-            await self._engine.stop(handle, keep_changes=True)
-            version = await self._captured(handle, LAST)
+        slept_version = self._row.run.slept_version
+        version = None if slept_version is None else await self._numbered(slept_version)
+        if version is None:
+            async with self._capturing:
+                await self._engine.stop(handle, keep_changes=True)
+                version = await self._captured(handle, LAST)
+        return await self._kept(version)
+
+    async def _numbered(self, number: int) -> Version | None:
+        """Return a version of the job's workspace; None when it was deleted since."""
+        job = self._row.job
+
+        def find(tx: Connection) -> Version | None:
+            assert job.workspace_id is not None
+            workspace_id = workspaces.find(tx, job.account_id, job.workspace_id)
+            return None if workspace_id is None else workspaces.get(tx, workspace_id, number)
+
+        return await self._node.database.read(find)
+
+    async def _kept(self, version: Version) -> Kept:
         try:
             async with asyncio.timeout(STORED_S):
                 state, _ = await self._node.uploads.stored(version)

@@ -99,22 +99,22 @@ class VmLink:
             return Found(link, began_at, _script_end(state), vm_end)
         return Found(link, began_at, None if vm_end is None else _lost(vm_end), vm_end)
 
-    async def script_ended(self) -> ScriptEnd:
-        """Return how the script ended once it has, or its VM has.
+    async def script_ended(self, stream: int = SCRIPT_STREAM) -> ScriptEnd:
+        """Return how the script, or another durable stream, ended once it has, or its VM has.
 
         A connection that breaks while the VM lives is opened again.
         """
         attempt = 0
         while True:
             try:
-                return _script_end(await self._connection.exited(SCRIPT_STREAM))
+                return _script_end(await self._connection.exited(stream))
             except ShimError as error:
                 _log.debug("connection_ended", vm=self._handle.vm, error=str(error))
-            if (known := self.known_end()) is not None:
+            if (known := known_end(self._handle, stream)) is not None:
                 return known
             if (vm_end := await self._reopened(attempt)) is not None:
                 # It may have been the last thing that the shim wrote down.
-                return self.known_end() or _lost(vm_end)
+                return known_end(self._handle, stream) or _lost(vm_end)
             attempt += 1
 
     async def vm_ended(self) -> VmEnd:
@@ -141,17 +141,18 @@ class VmLink:
         """Return how the script ended, if it has."""
         return known_end(self._handle)
 
-    async def terminate(self) -> None:
-        """End the script: SIGTERM to its process group, SIGKILL after `GRACE_S`.
+    async def terminate(self, stream: int = SCRIPT_STREAM) -> None:
+        """End the script, or another durable stream: SIGTERM to its process group, SIGKILL
+        after `GRACE_S`.
 
         Returns when it has ended, also with its VM, or will not.
         """
         try:
             for number, wait_s in ((_SIGTERM, GRACE_S), (_SIGKILL, _KILL_S)):
-                await self._connection.signal(SCRIPT_STREAM, number)
+                await self._connection.signal(stream, number)
                 try:
                     async with asyncio.timeout(wait_s):
-                        await self._connection.exited(SCRIPT_STREAM)
+                        await self._connection.exited(stream)
                     return
                 except TimeoutError:
                     continue
@@ -193,10 +194,16 @@ def began_at(handle: Handle) -> datetime | None:
     return None if state is None else _moment(state.opened_ns)
 
 
-def known_end(handle: Handle) -> ScriptEnd | None:
-    """Return how the script of a VM ended, if it has, dead or alive as the VM may be."""
-    state = read_stream(handle.run_directory, SCRIPT_STREAM)
+def known_end(handle: Handle, stream: int = SCRIPT_STREAM) -> ScriptEnd | None:
+    """Return how the script of a VM, or another durable stream, ended, if it has, dead or alive as
+    the VM may be."""
+    state = read_stream(handle.run_directory, stream)
     return _script_end(state) if state is not None and state.is_over else None
+
+
+def has_stream(handle: Handle, stream: int) -> bool:
+    """Say whether a durable stream was begun in a VM."""
+    return read_stream(handle.run_directory, stream) is not None
 
 
 def _script_end(state: StreamState) -> ScriptEnd:

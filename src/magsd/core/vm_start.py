@@ -15,12 +15,12 @@ import structlog
 
 from magsd.aio import finish
 from magsd.core import launch
+from magsd.core.footprint import Footprint
 from magsd.core.launch import Shape
 from magsd.core.node import Node
 from magsd.core.placed_files import LocalFile
 from magsd.core.pool import WaitingVm
 from magsd.core.remains import handle_of
-from magsd.core.room import Room
 from magsd.core.run_row import RunRow
 from magsd.core.vm_changes import VmChanges
 from magsd.db import jobs
@@ -68,17 +68,16 @@ class VmStart:
         node: Node,
         row: RunRow,
         changes: VmChanges,
-        need: Amount,
+        footprint: Footprint,
         start: HeadStart,
         unless: Unless,
     ) -> None:
         self._node = node
         self._changes = changes
         self._row = row
-        self._need = need
+        self._footprint = footprint
         self._unless = unless
         self._spec = start.spec
-        self._has_room = start.has_room
         self._has_asked = start.has_asked
         self._claimed = start.vm
         self._files: Sequence[LocalFile] | None = None
@@ -89,18 +88,6 @@ class VmStart:
     def is_claimed(self) -> bool:
         """Whether there is a waiting VM whose name stands in the row, for `begin`."""
         return self._claimed is not None
-
-    def occupy_room(self) -> None:
-        """Count a VM that lives already."""
-        if not self._has_room:
-            self._node.room.occupy(self._need)
-            self._has_room = True
-
-    def release_room(self) -> None:
-        """Count the VM no more. Idempotent."""
-        if self._has_room:
-            self._has_room = False
-            self._node.room.release(self._need)
 
     async def aclose(self) -> None:
         """Let go of a VM that was claimed and not begun: it ends."""
@@ -116,9 +103,9 @@ class VmStart:
         a VM was claimed, or something came up. Raises `LaunchError` when there
         is none to be had.
         """
-        if not self._has_room:
-            self._has_room = await self._turn(self._node.room, self._need)
-        if not self._has_room:
+        if not self._footprint.has_room:
+            await self._unless(self._footprint.acquire())
+        if not self._footprint.has_room:
             return None
         self._spec = spec = self._spec or await self._load_spec()
         if spec.files and self._files is None and not await self._unless(self._bring_files(spec)):
@@ -197,7 +184,7 @@ class VmStart:
         )
 
     async def _launch_in_turn(self, shape: Shape) -> ShimConnection | None:
-        if not await self._turn(self._node.launches, _LAUNCH):
+        if not await self._turn():
             return None
         try:
             return await self._launch(shape)
@@ -206,7 +193,7 @@ class VmStart:
 
     async def _launch_or_claim(self, shape: Shape) -> ShimConnection | None:
         """Launch a VM in this run's turn, unless one waits by then."""
-        if not await self._turn(self._node.launches, _LAUNCH):
+        if not await self._turn():
             return None
         try:
             is_first = self._row.run.epoch == 1
@@ -270,11 +257,11 @@ class VmStart:
         )
         await self._row.save(claimed)
 
-    async def _turn(self, room: Room, need: Amount) -> bool:
-        """Wait for room. False: something came up meanwhile."""
+    async def _turn(self) -> bool:
+        """Wait for the turn to launch. False: something came up meanwhile."""
 
         async def acquired() -> bool:
-            await room.acquire(self._row.job.account_id, need)
+            await self._node.launches.acquire(self._row.job.account_id, _LAUNCH)
             return True
 
         return bool(await self._unless(acquired()))

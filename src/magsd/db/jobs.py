@@ -34,6 +34,7 @@ _JOB_COLUMNS: Final = (
     job.c.persistent,
     job.c.no_sleep,
     job.c.no_sync,
+    job.c.idle_timeout_s,
     job.c.subdomain,
     job.c.goal,
     job.c.goal_version,
@@ -53,8 +54,9 @@ _SET_GOAL: Final = (
     .where(job.c.request_id == bindparam("id"), job.c.goal_version == bindparam("seen"))
     .values(goal=bindparam("want"), goal_version=bindparam("next"))
 )
-_RUNNING: Final = (RunState.RUNNING, RunState.STOPPING, RunState.SAVING)
-_ALIVE: Final = (*_RUNNING, RunState.SLEEPING)
+_RUNNING: Final = (RunState.RUNNING, RunState.SUSPENDING, RunState.STOPPING, RunState.SAVING)
+_SLEEPING: Final = (RunState.SLEEPING, RunState.WAKING)
+_ALIVE: Final = (*_RUNNING, *_SLEEPING)
 _IS_ALIVE: Final = run.c.state.in_(_ALIVE)
 _COMES_FIRST: Final = and_(job.c.persistent, _IS_ALIVE)
 _NEWEST_FIRST: Final = (job.c.created_at.desc(), job.c.request_id)
@@ -62,7 +64,7 @@ _UNFINISHED: Final = tuple(state for state in RunState if state is not RunState.
 _IS_STATUS: Final[dict[Status, ColumnElement[bool]]] = {
     Status.PENDING: run.c.state.in_([RunState.PENDING, RunState.LAUNCHING]),
     Status.RUNNING: run.c.state.in_(_RUNNING),
-    Status.SLEEPING: run.c.state == RunState.SLEEPING,
+    Status.SLEEPING: run.c.state.in_(_SLEEPING),
     Status.COMPLETED: and_(run.c.state == RunState.ENDED, run.c.code.is_(None)),
     Status.ERROR: and_(run.c.state == RunState.ENDED, run.c.code.is_not(None)),
 }
@@ -84,6 +86,7 @@ def add(
     spec: RunSpec,
     node: str,
     idempotency: Idempotency | None = None,
+    startup_command: str = "",
 ) -> None:
     """Store a job and its first run."""
     settings = dataclasses.asdict(spec)
@@ -99,6 +102,7 @@ def add(
             "persistent": new.persistent,
             "no_sleep": new.no_sleep,
             "no_sync": new.no_sync,
+            "idle_timeout_s": new.idle_timeout_s,
             "subdomain": new.subdomain,
             "goal": new.goal,
             "goal_version": new.goal_version,
@@ -107,7 +111,7 @@ def add(
             "idempotency_key": idempotency.key if idempotency else None,
             "idempotency_digest": idempotency.digest if idempotency else None,
             "created_at": new.created_at,
-            "startup_command": None,
+            "startup_command": startup_command or None,
             "spec": settings,
             "script": script,
         },
@@ -236,6 +240,18 @@ def set_no_sleep(tx: Connection, request_id: RequestId, no_sleep: bool) -> None:
     tx.execute(update(job).where(job.c.request_id == request_id).values(no_sleep=no_sleep))
 
 
+def startup_command(tx: Connection, request_id: RequestId) -> str:
+    """Return what is run when a job is woken; empty: nothing."""
+    query = select(job.c.startup_command).where(job.c.request_id == request_id)
+    return tx.execute(query).scalar_one() or ""
+
+
+def set_startup_command(tx: Connection, request_id: RequestId, command: str) -> None:
+    """Write down what is run when a job is woken."""
+    its = update(job).where(job.c.request_id == request_id)
+    tx.execute(its.values(startup_command=command or None))
+
+
 def by_idempotency_key(
     tx: Connection, account_id: AccountId, key: str
 ) -> tuple[RequestId, str, datetime] | None:
@@ -271,6 +287,7 @@ def _records(row: Any) -> tuple[Job, Run]:
             created_at=row.created_at,
             base_workspace_id=row.base_workspace_id,
             no_sync=row.no_sync,
+            idle_timeout_s=row.idle_timeout_s,
         ),
         runs.record(row),
     )

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, and_, delete, exists, not_, select
 
 from magsd.db import log_index
 from magsd.db.log_index import LogRecord
-from magsd.db.schema import grant, job, run
+from magsd.db.schema import grant, job, nap, run
 from magsd.db.schema import log_index as logs
 from magsd.model.lifecycle import RunState
 from magsd.model.names import RequestId, VmId
@@ -76,6 +76,8 @@ def remove_jobs(tx: Connection, jobs: Collection[RequestId]) -> Sequence[Request
         not_(exists().where(logs.c.request_id == job.c.request_id)),
     )
     going = [RequestId(found) for found in tx.execute(may_go).scalars()]
+    their_runs = select(run.c.run_id).where(run.c.request_id.in_(going))
+    tx.execute(delete(nap).where(nap.c.run_id.in_(their_runs)))
     tx.execute(delete(run).where(run.c.request_id.in_(going)))
     tx.execute(delete(job).where(job.c.request_id.in_(going)))
     return going

@@ -27,6 +27,10 @@ _CHANGING: Final = (
     "error",
     "base_version",
     "is_synced",
+    "log_epoch",
+    "slept_at",
+    "slept_version",
+    "restored_from",
 )
 COLUMNS: Final = tuple(
     column.label(f"run_{column.name}") for column in run.c if column.name != "manifest"
@@ -111,4 +115,8 @@ def record(row: Any) -> Run:
         error=row.run_error,
         base_version=row.run_base_version,
         is_synced=row.run_is_synced,
+        log_epoch=row.run_log_epoch,
+        slept_at=row.run_slept_at,
+        slept_version=row.run_slept_version,
+        restored_from=row.run_restored_from,
     )

@@ -97,6 +97,8 @@ job = Table(
     Column("generation", Integer, nullable=False),
     # The last run. No foreign key: run names its job, and one direction is enough.
     Column("run_id", String(40), nullable=False),
+    # Seconds; null: as the operator has it.
+    Column("idle_timeout_s", Integer),
     Column("idempotency_key", String(255)),
     Column("idempotency_digest", String(64)),
     Column("created_at", Instant, nullable=False),
@@ -135,11 +137,29 @@ run = Table(
     Column("manifest", JSON),
     # Of a persistent job, which goes on then.
     Column("script_ended_at", Instant),
+    # Null: its journal was begun in this epoch.
+    Column("log_epoch", Integer),
+    # Of one that sleeps: since when, and the version that has all that its disk holds.
+    Column("slept_at", Instant),
+    Column("slept_version", Integer),
+    Column("restored_from", String(128)),
     Index(None, "node", "state"),
     Index(None, "account_id", "state"),
+    Index(None, "account_id", "slept_at"),
     Index(None, "ended_at"),
     # All that the usage of an account is made of, so that no row is read for it.
     Index("ix_run_usage", "account_id", "ended_at", "started_at", "code"),
+)
+
+nap = Table(
+    "nap",
+    metadata,
+    # How long a run slept on one day: a row a day, however often it was.
+    Column("run_id", ForeignKey("run.run_id"), primary_key=True),
+    Column("day", Integer, primary_key=True, autoincrement=False),
+    Column("account_id", ForeignKey("account.account_id"), nullable=False),
+    Column("microseconds", BigInteger, nullable=False),
+    Index(None, "account_id", "day"),
 )
 
 workspace = Table(

@@ -11,12 +11,13 @@ from sqlalchemy import (
     and_,
     cast,
     func,
+    or_,
     select,
     type_coerce,
     union_all,
 )
 
-from magsd.db import files
+from magsd.db import files, naps
 from magsd.db.schema import job, layer, run
 from magsd.model.lifecycle import RunState
 from magsd.model.names import AccountId
@@ -25,7 +26,7 @@ from magsd.model.usage import seconds_by_day
 _DAY_US: Final = 86_400_000_000
 _SECOND_US: Final = 1_000_000
 _EPOCH: Final = date(1970, 1, 1)
-_RUNNING: Final = (RunState.RUNNING, RunState.STOPPING)
+_RUNNING: Final = (RunState.RUNNING, RunState.SUSPENDING, RunState.STOPPING)
 
 
 def jobs_by_day(tx: Connection, account_id: AccountId, since: datetime) -> Mapping[date, int]:
@@ -55,7 +56,8 @@ def running(tx: Connection, account_id: AccountId) -> int:
 def vm_seconds(
     tx: Connection, account_id: AccountId, since: datetime, now: datetime
 ) -> Mapping[date, float]:
-    """Return for how many seconds scripts had VMs, by the day; those that have theirs included."""
+    """Return for how many seconds jobs had VMs, by the day; those that have theirs included, and
+    sleep left out."""
     found: defaultdict[date, float] = defaultdict(float)
     own = and_(run.c.account_id == account_id, run.c.started_at.is_not(None))
     day = _day(run.c.started_at)
@@ -76,6 +78,24 @@ def vm_seconds(
     )
     for started_at, ended_at in tx.execute(others):
         for date_, seconds in seconds_by_day(max(started_at, since), ended_at or now).items():
+            found[date_] += seconds
+    for date_, seconds in _asleep(tx, account_id, since, now).items():
+        found[date_] = max(0.0, found[date_] - seconds)
+    return found
+
+
+def _asleep(
+    tx: Connection, account_id: AccountId, since: datetime, now: datetime
+) -> Mapping[date, float]:
+    found = defaultdict(float, naps.seconds_of_days(tx, account_id, since.date()))
+    # Sleeps that are not over, and those that a job ended in.
+    open_ones = select(run.c.slept_at, run.c.ended_at).where(
+        run.c.account_id == account_id,
+        run.c.slept_at.is_not(None),
+        or_(run.c.ended_at.is_(None), run.c.ended_at >= since),
+    )
+    for slept_at, ended_at in tx.execute(open_ones):
+        for date_, seconds in seconds_by_day(max(slept_at, since), ended_at or now).items():
             found[date_] += seconds
     return found
 

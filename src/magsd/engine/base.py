@@ -65,6 +65,9 @@ class Plan:
     """What they may print at once when they have been silent; at least 64 KiB."""
     own_layers: int = 0
     """So many of `layers`, the highest, are a workspace's, which differ from run to run."""
+    has_disk: bool = False
+    """Its disk is the one that `Engine.stop` kept of a VM of this name, which had these layers; it
+    goes on from what that had written. It stays, as it is by then, when the launch fails."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +171,8 @@ class Engine(Protocol):
         have: nothing may run in it before `guest.identity.introduce`.
         On failure (`LaunchError`) or cancellation nothing of it is left, but
         for its run directory's journal when the caller made one before: the
-        directory belongs to the caller, its other content to the engine.
+        directory belongs to the caller, its other content to the engine. Where
+        the plan says that there is a disk and there is none, the error's code is `STATE_LOST`.
         """
 
     async def adopt(self, run_directory: Path) -> Handle | None:

@@ -169,7 +169,7 @@ class Disks:
 
     async def create(self, vm: VmId, size_gb: int) -> Path:
         """Give a VM an empty image. Raises `LaunchError`; nothing is left then."""
-        self._require_room()
+        self.require_room()
         target = self._main.disk(vm)
         if size_gb == self._spare_gb and self._take_spare(target):
             return target
@@ -178,7 +178,7 @@ class Disks:
 
     async def create_copy(self, vm: VmId, image: int) -> Path:
         """Give a VM a copy of an image that is open. Raises `LaunchError`; nothing is left then."""
-        self._require_room()
+        self.require_room()
         target = self._main.disk(vm)
         try:
             await finish(asyncio.to_thread(disk_files.copy, image, target))
@@ -189,7 +189,8 @@ class Disks:
             raise
         return target
 
-    def _require_room(self) -> None:
+    def require_room(self) -> None:
+        """Raise `LaunchError` when no VM is to begin: the last of the room is being used up."""
         if self._is_pooled:
             try:
                 self._pool.require_room()
@@ -264,7 +265,7 @@ class Disks:
     async def _make_spares(self) -> None:
         try:
             while len(self._spares()) < self._spare_count:
-                self._require_room()
+                self.require_room()
                 target = self._main.spare / f"{next(self._numbers)}-{secrets.token_hex(4)}{_SUFFIX}"
                 await self._make(target, self._spare_gb)
         except LaunchError as error:

@@ -27,8 +27,8 @@ LAYERS_MAX: Final = 16
 
 
 def is_bare(plan: Plan) -> bool:
-    """Whether a VM goes on from a bare template: it has layers of its own, or none at all."""
-    return not plan.layers or plan.own_layers > 0
+    """Whether a VM goes on from a bare template: it has layers or a disk of its own, or no layers."""
+    return not plan.layers or plan.own_layers > 0 or plan.has_disk
 
 
 class BareTemplateLaunch(TemplateLaunch):

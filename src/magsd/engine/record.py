@@ -51,6 +51,11 @@ class VmRecord:
         temporary.replace(run_directory / _NAME)
 
     @classmethod
+    def remove(cls, run_directory: Path) -> None:
+        """Remove the record of a run directory. Idempotent."""
+        (run_directory / _NAME).unlink(missing_ok=True)
+
+    @classmethod
     def read(cls, run_directory: Path) -> Self | None:
         """Return the record of a run directory; None when it has none, or what is none.
 

@@ -13,17 +13,19 @@ import structlog
 _log: Final = structlog.get_logger()
 
 
-def make(directory: Path) -> Callable[[], None]:
-    """Make it if need be; return what leaves it as it was before."""
+def make(directory: Path, *also_kept: str) -> Callable[[], None]:
+    """Make it if need be; return what leaves it as it was before, `also_kept` as it is then."""
     was_there = directory.is_dir()
     directory.mkdir(mode=0o700, exist_ok=True)
-    kept = {path.name for path in directory.glob("journal.*")}
+    kept = {*also_kept, *(path.name for path in directory.glob("journal.*"))}
 
     def clean() -> None:
         for path in list(directory.iterdir()):
+            if path.name in kept:
+                continue
             if path.is_dir():
                 remove(path)
-            elif path.name not in kept:
+            else:
                 path.unlink()
         if not was_there:
             remove(directory)

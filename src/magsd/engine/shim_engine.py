@@ -200,6 +200,8 @@ class ShimEngine(ABC):
     async def _end(self, handle: Handle) -> VmEnd:
         record = await self._end_shim(handle)
         await self._give_back(handle.vm, record.slot if record is not None else 0)
+        if record is not None and record.slot:
+            _forget_slot(record, handle.run_directory)
         for name in ("sock", "qmp"):
             (handle.run_directory / name).unlink(missing_ok=True)
         run_directory.remove(handle.run_directory / MACHINE)
@@ -317,6 +319,19 @@ class ShimEngine(ABC):
             if (record := VmRecord.read(self._host.run / vm)) is not None and record.slot:
                 network.adopt(record.slot)
         return [f"network interface {name}" for name in await network.remove_leftovers()]
+
+
+def _forget_slot(record: VmRecord, directory: Path) -> None:
+    """Take note that the slot of a VM that has ended may be another's from now on."""
+    try:
+        replace(record, slot=0).write(directory)
+    except FileNotFoundError:
+        pass  # The directory is gone, and nobody will ask.
+    except (
+        OSError
+    ) as error:  # The host's disk is full: without a record nothing is given back twice.
+        _log.warning("record_removed", vm=record.vm, error=str(error))
+        VmRecord.remove(directory)
 
 
 def _living_shim(record: VmRecord | None) -> Detached | None:

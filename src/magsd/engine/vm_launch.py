@@ -24,7 +24,7 @@ from magsd.engine.record import VmRecord, boot_id, sync_record
 from magsd.engine.vm_host import VmHost
 from magsd.guest import streams
 from magsd.guest.shim import ShimConnection, ShimError
-from magsd.model.errors import LaunchError
+from magsd.model.errors import JobCode, LaunchError
 
 MACHINE: Final = "m"
 """The shim's tmpfs in the run directory. All names in it are short: the options
@@ -129,8 +129,24 @@ class VmLaunch(ABC):
 
     async def make_disk(self, undo: AsyncExitStack, held: AsyncExitStack) -> None:
         """Make the VM's writable disk."""
+        if self.plan.has_disk:
+            self.disk = self._kept_disk(held)
+            return
         undo.push_async_callback(self.host.disks.delete, self.plan.vm)
         self.disk = opened(await self.create_disk(), os.O_RDWR, held)
+
+    def _kept_disk(self, held: AsyncExitStack) -> int:
+        """Return a descriptor of the disk that an earlier VM of this name left."""
+        disks, vm = self.host.disks, self.plan.vm
+        disks.require_room()
+        try:
+            # While it is handed over; its lock goes with this one, the VM has another.
+            locked = disks.open(vm)
+        except LookupError as error:
+            text = "the disk that the sandbox goes on from is gone"
+            raise LaunchError(text, str(error), JobCode.STATE_LOST) from error
+        held.callback(os.close, locked)
+        return opened(disks.path(vm), os.O_RDWR, held)
 
     async def create_disk(self) -> Path:
         """Return the image of the VM's disk, which is made for it."""

@@ -96,6 +96,18 @@ class JournalReader:
         found = [(record.channel, record.payload) for record in _parse(data, last, _SEGMENT.size)]
         return found[-1:] == [(_CHANNEL_SYSTEM, _note(text))]
 
+    def has_note_since(self, text: str, at_ns: int) -> bool:
+        """Say whether the system line `text` is in the last segment, written then or later."""
+        if (last := max(self._numbers(), default=None)) is None:
+            return False
+        data = _read(self._path(last), last, _SEGMENT.size, SEGMENT_BYTES) or b""
+        return any(
+            record.channel == _CHANNEL_SYSTEM
+            and record.at_ns >= at_ns
+            and record.payload == _note(text)
+            for record in _parse(data, last, _SEGMENT.size)
+        )
+
     def _path(self, number: int) -> Path:
         return segment_path(self._directory, number)
 

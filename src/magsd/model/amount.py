@@ -20,6 +20,16 @@ class Amount:
         """Return what the VM of a run takes."""
         return cls(1, spec.vcpus, spec.memory_mb, spec.disk_gb)
 
+    @property
+    def asleep(self) -> "Amount":
+        """What of it stays taken on a machine while the VM sleeps."""
+        return Amount(disk_gb=self.disk_gb)
+
+    @property
+    def counted_asleep(self) -> "Amount":
+        """What of it counts for an account's quota while the VM sleeps."""
+        return Amount(vms=self.vms, disk_gb=self.disk_gb)
+
     def plus(self, other: "Amount") -> "Amount":
         """Return both together."""
         return Amount(

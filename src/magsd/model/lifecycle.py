@@ -9,12 +9,19 @@ step. It asks for a goal, and the run's actor walks there one `Step` at a time:
 
 A run of a persistent job stays `running` when its script is over (`stay`), until somebody wants
 its end or its VM is lost.
+It may sleep meanwhile, and be woken, as often as it likes:
+
+    running --sleep--> suspending --sleep--> sleeping --wake--> waking --> running
+                                                |  ^               |
+                                     (its end) -+  +---(it failed)-+
+
+A VM that was lost and whose disk is whole is `suspending` too, and woken from there.
 A run whose changes are kept is `saving` before it is `ended`: its result is known then, its VM is
 of no use any more, and its disk is.
 
 A job that finds a waiting VM when it is submitted is `launching` from the start.
-Without that, `launching` and `stopping` are seen at rest only after a daemon has
-died in the middle: `recover` finds out what became of the VM. Asking twice for the same
+Without that, `launching`, `stopping`, `suspending` and `waking` are seen at rest only after a
+daemon has died in the middle: `recover` finds out what became of the VM. Asking twice for the same
 goal is always allowed and changes nothing.
 
 This file owns every rule about order; `core.vm_actor` owns doing it.
@@ -34,7 +41,9 @@ class RunState(StrEnum):
     PENDING = "pending"
     LAUNCHING = "launching"
     RUNNING = "running"
+    SUSPENDING = "suspending"
     SLEEPING = "sleeping"
+    WAKING = "waking"
     STOPPING = "stopping"
     SAVING = "saving"
     ENDED = "ended"
@@ -76,12 +85,23 @@ class Step(StrEnum):
     """Wait for the VM's end or another goal: the script is over, and its VM stays."""
     STOP = "stop"
     """End the script and give the VM back."""
+    SLEEP = "sleep"
+    """End the VM and keep its disk, or go on with that."""
+    REST = "rest"
+    """Wait for another goal: the VM sleeps."""
+    WAKE = "wake"
+    """Begin another VM with the disk that was kept."""
+    LEAVE = "leave"
+    """End a run whose VM sleeps, without waking it."""
     SAVE = "save"
     """Keep what was changed, as a version of the workspace."""
 
 
 OVER: Final = frozenset({Goal.STOPPED, Goal.DELETED})
 """Goals that a run reaches by ending."""
+
+ASLEEP: Final = frozenset({RunState.SUSPENDING, RunState.SLEEPING, RunState.WAKING})
+"""States in which a VM cannot be used before it is woken."""
 
 STATES_AFTER: Final[Mapping[RunState, frozenset[RunState]]] = MappingProxyType(
     {
@@ -90,9 +110,19 @@ STATES_AFTER: Final[Mapping[RunState, frozenset[RunState]]] = MappingProxyType(
             {RunState.RUNNING, RunState.PENDING, RunState.SAVING, RunState.ENDED}
         ),
         RunState.RUNNING: frozenset(
-            {RunState.SLEEPING, RunState.STOPPING, RunState.SAVING, RunState.ENDED}
+            {
+                RunState.SUSPENDING,
+                RunState.SLEEPING,
+                RunState.STOPPING,
+                RunState.SAVING,
+                RunState.ENDED,
+            }
         ),
-        RunState.SLEEPING: frozenset({RunState.RUNNING, RunState.STOPPING, RunState.ENDED}),
+        RunState.SUSPENDING: frozenset({RunState.SLEEPING, RunState.SAVING, RunState.ENDED}),
+        RunState.SLEEPING: frozenset({RunState.WAKING, RunState.SAVING, RunState.ENDED}),
+        RunState.WAKING: frozenset(
+            {RunState.RUNNING, RunState.SLEEPING, RunState.SAVING, RunState.ENDED}
+        ),
         RunState.STOPPING: frozenset({RunState.SAVING, RunState.ENDED}),
         RunState.SAVING: frozenset({RunState.ENDED}),
         RunState.ENDED: frozenset(),
@@ -127,11 +157,23 @@ def next_step(
         return Step.SAVE
     if state is RunState.PENDING:
         return Step.DISCARD if goal in OVER else Step.LAUNCH
+    if state is RunState.SUSPENDING:
+        return Step.SLEEP
+    if state is RunState.SLEEPING:
+        return _asleep(goal)
     if not is_attached:
         return Step.BEGIN if is_claimed and goal not in OVER else Step.RECOVER
     if state is RunState.STOPPING or goal in OVER:
         return Step.STOP
+    if goal is Goal.ASLEEP and state is RunState.RUNNING:
+        return Step.SLEEP
     return Step.STAY if is_script_over else Step.FOLLOW
+
+
+def _asleep(goal: Goal) -> Step:
+    if goal in OVER:
+        return Step.LEAVE
+    return Step.WAKE if goal is Goal.RUNNING else Step.REST
 
 
 def admit(goal: Goal, want: Goal, *, is_over: bool) -> Goal:
@@ -161,9 +203,9 @@ def status_of(state: RunState, *, has_failed: bool) -> Status:
     match state:
         case RunState.PENDING | RunState.LAUNCHING:
             return Status.PENDING
-        case RunState.RUNNING | RunState.STOPPING | RunState.SAVING:
+        case RunState.RUNNING | RunState.SUSPENDING | RunState.STOPPING | RunState.SAVING:
             return Status.RUNNING
-        case RunState.SLEEPING:
+        case RunState.SLEEPING | RunState.WAKING:
             return Status.SLEEPING
         case RunState.ENDED:
             return Status.ERROR if has_failed else Status.COMPLETED

@@ -9,6 +9,7 @@ from magsd.model.errors import InvalidError, QuotaError, TooLargeError
 from magsd.model.records import JobSpec, RunSpec
 
 SCRIPT_MAX_BYTES: Final = 1 << 20
+STARTUP_MAX_BYTES: Final = 64 << 10
 ENVIRONMENT_MAX_BYTES: Final = 60_000
 """Of all names and values together: they travel to the VM in one frame."""
 
@@ -26,6 +27,10 @@ class Limits:
     max_memory_mb: int = 16384
     default_disk_gb: int = 2
     max_disk_gb: int = 64
+    idle_timeout_s: int = 600
+    """A job sleeps after so long without use unless it asks for another time."""
+    min_idle_timeout_s: int = 10
+    max_idle_timeout_s: int = 604_800
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +61,14 @@ class Quota:
         """Raise `QuotaError` that names the limit when `need` is too much beside `used`."""
         after = used.plus(need)
         limits = (
-            ("jobs_max", "unfinished jobs", self.jobs_max, after.vms),
-            ("vcpus_max", "virtual processors", self.vcpus_max, after.vcpus),
-            ("memory_mb_max", "MiB of memory", self.memory_mb_max, after.memory_mb),
-            ("disk_gb_max", "GiB of disk", self.disk_gb_max, after.disk_gb),
+            ("jobs_max", "unfinished jobs", self.jobs_max, need.vms, after.vms),
+            ("vcpus_max", "virtual processors", self.vcpus_max, need.vcpus, after.vcpus),
+            ("memory_mb_max", "MiB of memory", self.memory_mb_max, need.memory_mb, after.memory_mb),
+            ("disk_gb_max", "GiB of disk", self.disk_gb_max, need.disk_gb, after.disk_gb),
         )
-        for name, what, most, wanted in limits:
-            if most is not None and wanted > most:
+        for name, what, most, asked, wanted in limits:
+            # What takes nothing of something always fits, however little there may be.
+            if most is not None and asked and wanted > most:
                 raise QuotaError(
                     f"{name}: this account may have {most} {what} in its unfinished jobs, and "
                     f"with this one it would have {wanted}: wait until some of them have ended"
@@ -85,6 +91,7 @@ def completed(spec: JobSpec, limits: Limits) -> RunSpec:
     """
     _check_script(spec.script)
     _check_environment(spec.environment)
+    _check_sleep(spec, limits)
     return RunSpec(
         script=spec.script,
         environment=dict(spec.environment),
@@ -107,6 +114,26 @@ def _timeout(spec: JobSpec, limits: Limits) -> int | None:
     if spec.persistent and spec.timeout_s is None:
         return None
     return _bounded("timeout", spec.timeout_s, limits.default_timeout_s, 1, limits.max_timeout_s)
+
+
+def _check_sleep(spec: JobSpec, limits: Limits) -> None:
+    check_startup_command(spec.startup_command)
+    if spec.idle_timeout_s is None:
+        return
+    if not spec.persistent:
+        raise InvalidError("idle_timeout needs persistent: other VMs end with their script")
+    least, most = limits.min_idle_timeout_s, limits.max_idle_timeout_s
+    _bounded("idle_timeout", spec.idle_timeout_s, least, least, most)
+
+
+def check_startup_command(command: str) -> None:
+    """Raise `InvalidError` or `TooLargeError` for what cannot be run."""
+    if "\0" in command:
+        raise InvalidError("startup_command holds a NUL character")
+    if len(_check_text("startup_command", command)) > STARTUP_MAX_BYTES:
+        raise TooLargeError(
+            f"startup_command is larger than {STARTUP_MAX_BYTES >> 10} KiB: have it run a file"
+        )
 
 
 def _bounded(name: str, asked: int | None, default: int, least: int, most: int) -> int:

@@ -100,6 +100,10 @@ class JobSpec:
     persistent: bool = False
     """The VM stays when the script is over."""
     no_sleep: bool = False
+    idle_timeout_s: int | None = None
+    """After so long without use it sleeps."""
+    startup_command: str = ""
+    """Run when it is woken by a start; empty: nothing is."""
     ignored: tuple[str, ...] = ()
     """Names of request fields that nobody knows; told in the reply and in the system log."""
 
@@ -141,6 +145,8 @@ class Job:
     """Name of the workspace that it starts from when its own is new, or it has none."""
     no_sync: bool = False
     """What it changes is not kept."""
+    idle_timeout_s: int | None = None
+    """After so long without use it sleeps; None: as the operator has it."""
 
     @property
     def is_kept(self) -> bool:
@@ -175,8 +181,23 @@ class Run:
     base_version: int | None = None
     """The version of its own workspace that it began from; None: there was none."""
     is_synced: bool | None = None
-    """Whether the object store has all that it changed; None before its end, and where nothing is
-    kept."""
+    """Whether the object store has all that it changed; None while it is awake, and where nothing
+    is kept."""
+    log_epoch: int | None = None
+    """The epoch in which its VM's journal was begun, which goes on when the VM is woken; None: in
+    this one."""
+    slept_at: datetime | None = None
+    """Since when it sleeps; None: it is awake. Stays where it ended asleep."""
+    slept_version: int | None = None
+    """The version of its workspace that has all that a sleeping VM's disk holds; None: there is
+    none, or it is awake."""
+    restored_from: str | None = None
+    """What it goes on from since its VM was lost; None: none was."""
+
+    @property
+    def journal(self) -> int:
+        """The epoch that its log is put away under, and numbered by."""
+        return self.log_epoch or self.epoch
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
@@ -210,8 +231,10 @@ class JobStatus:
     script_ended_at: datetime | None = None
     """Of a persistent job: when its script was over."""
     workspace_synced: bool | None = None
-    """Whether the object store has what it changed; None before its end, and without a
+    """Whether the object store has what it changed; None while it is awake, and without a
     workspace."""
+    restored_from: str | None = None
+    """What it goes on from since its VM was lost."""
 
     @property
     def is_final(self) -> bool:

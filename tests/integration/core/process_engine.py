@@ -20,7 +20,7 @@ from magsd.engine.launch_shim import ShimPlan, StartingShim, end
 from magsd.engine.process import Detached
 from magsd.engine.record import VmRecord, boot_id
 from magsd.guest.shim import ShimConnection, ShimError
-from magsd.model.errors import LaunchError
+from magsd.model.errors import JobCode, LaunchError
 from magsd.model.names import VmId
 
 PROGRAMS = Path(magsd.guest.__file__).parent / "programs" / platform.machine()
@@ -45,6 +45,7 @@ class ProcessEngine:
         self.runs = data_directory / "run"
         self.changes = data_directory / "changes"
         self.launched: list[Plan] = []
+        self.cpu_ns = 0
         self.refuse: LaunchError | None = None
         self.unready: LaunchError | None = None
         self.may_launch = asyncio.Event()
@@ -62,7 +63,9 @@ class ProcessEngine:
         self.is_launching.set()
         await self.may_launch.wait()
         directory, changes = self.runs / plan.vm, self._changes_of(plan.vm)
-        changes.mkdir(parents=True)
+        if plan.has_disk and not changes.is_dir():
+            raise LaunchError("its disk is gone", plan.vm, JobCode.STATE_LOST)
+        changes.mkdir(parents=True, exist_ok=plan.has_disk)
         changes.chmod(0o777)
         async with AsyncExitStack() as undo:
             shim = await StartingShim.open(SHIM, directory, self._shim_plan(plan), undo)
@@ -87,7 +90,9 @@ class ProcessEngine:
 
     def _record(self, plan: Plan, shim: Detached) -> VmRecord:
         known = {field.name: 0 for field in dataclasses.fields(VmRecord)}
-        known |= {"vm": plan.vm, "epoch": plan.epoch, "boot_id": boot_id(), "layers": ()}
+        layers = tuple(path.name for path in plan.layers)
+        known |= {"vm": plan.vm, "epoch": plan.epoch, "boot_id": boot_id(), "layers": layers}
+        known |= {"image": plan.image}
         known |= {"shim_pid": shim.pid, "shim_start_time": shim.start_time}
         return VmRecord(**known)
 
@@ -136,7 +141,10 @@ class ProcessEngine:
         return record and Detached.find(record.shim_pid, record.shim_start_time)
 
     async def stats(self, handle: Handle) -> Stats:
-        raise LookupError(handle.vm)
+        if not (shim := self._shim(VmRecord.read(handle.run_directory))):
+            raise LookupError(handle.vm)
+        shim.close()
+        return Stats(0, self.cpu_ns, 1)
 
     async def sweep(self, keep: frozenset[VmId]) -> list[str]:
         left = [path for path in self.runs.glob("*") if path.name not in keep]

@@ -67,6 +67,7 @@ def _show(machine: Machine, fields: Fields) -> Answer:
     for name in fields.all("name"):
         if not name or "/" in name or name in (".", ".."):
             raise OSError(EINVAL, "not a file's name")
-        # There are no links here.
-        machine.write(f"/uploads/{name}", machine.read(f"/root/{name}"))
+        # There are no links here, and one to nothing could not be read.
+        if machine.has_file(f"/root/{name}"):
+            machine.write(f"/uploads/{name}", machine.read(f"/root/{name}"))
     return []

@@ -29,7 +29,7 @@ from magsd.engine.fake.faults import Fault, FaultPlan, Moment
 from magsd.engine.fake.host_client import HostClient, HostRefusedError
 from magsd.engine.process import Detached
 from magsd.engine.record import VmRecord, boot_id
-from magsd.model.errors import LaunchError, MagsError
+from magsd.model.errors import JobCode, LaunchError, MagsError
 from magsd.model.names import VmId, is_vm_id
 
 _log: Final = structlog.get_logger()
@@ -145,7 +145,11 @@ class FakeEngine:
         if self._settings.launch_s:
             await self._clock.sleep(self._settings.launch_s)
         host = await self._linked()
-        undo.callback(run_directory.make(handle.run_directory))
+        if plan.has_disk and not (handle.run_directory / upper.NAME).is_dir():
+            text = "what the sandbox had written is gone"
+            raise LaunchError(text, f"VM {plan.vm}", JobCode.STATE_LOST)
+        kept = (upper.NAME,) if plan.has_disk else ()
+        undo.callback(run_directory.make(handle.run_directory, *kept))
         _record(plan, host).write(handle.run_directory)
         await fault.come(Moment.RECORDED, self._clock)
         undo.push_async_callback(_end, host, plan.vm)
@@ -159,6 +163,7 @@ class FakeEngine:
             log_rate_bytes=plan.log_rate_bytes,
             log_burst_bytes=plan.log_burst_bytes,
             claim_s=self._settings.claim_s,
+            has_disk=plan.has_disk,
         )
         await fault.come(Moment.END, self._clock)
 

@@ -15,6 +15,7 @@ import json
 import os
 import resource
 import selectors
+import shutil
 import socket
 import sys
 from collections.abc import Callable
@@ -136,13 +137,20 @@ class Host:
             log_rate_bytes=message["log_rate_bytes"],
             log_burst_bytes=message["log_burst_bytes"],
             claim_s=message["claim_s"],
+            has_disk=message["has_disk"],
         )
         try:
+            files = upper.read(Path(vm, upper.NAME)) if spec.has_disk else {}
             shim = Shim(self._world, Path(vm), spec, self._ended)
+            for path, content in files.items():
+                shim.machine.write(path, content)
             listener = self._listen(f"{vm}/{_LISTENING}", functools.partial(self._connect, shim))
         except OSError as error:
             raise RefusedError(error.strerror or str(error)) from error
         self._vms[vm] = (shim, listener)
+        if spec.has_disk:
+            # From here on only the VM has them, as they are now and will be.
+            shutil.rmtree(Path(vm, upper.NAME), ignore_errors=True)
 
     def _capture(self, vm: str, into: str) -> None:
         """Write what a VM holds into a new directory of its run directory."""
@@ -155,7 +163,8 @@ class Host:
         self._attach(connected, lambda: ClientLink(shim))
 
     def _ended(self, shim: Shim) -> None:
-        if files := shim.machine.files():
+        files = shim.machine.files()
+        if files or shim.has_disk:
             # Where the disk is full, or the folder is gone, they are lost with the VM.
             with contextlib.suppress(OSError):
                 upper.write(Path(shim.vm, upper.NAME), files)

@@ -53,6 +53,8 @@ class Spec:
     log_burst_bytes: int
     claim_s: float = 0.0
     """How long a claim takes."""
+    has_disk: bool = False
+    """It goes on from what another wrote."""
 
 
 class Shim:
@@ -106,6 +108,11 @@ class Shim:
     def vm(self) -> str:
         """Its id."""
         return self._spec.vm
+
+    @property
+    def has_disk(self) -> bool:
+        """Whether it goes on from what another wrote."""
+        return self._spec.has_disk
 
     @property
     def epoch(self) -> int:

@@ -30,3 +30,12 @@ def write(directory: Path, files: Mapping[str, bytes]) -> None:
         except OSError as error:
             if error.errno not in _NO_NAME:
                 raise
+
+
+def read(directory: Path) -> dict[str, bytes]:
+    """Return the files of such a directory by their paths. Raises `OSError`."""
+    return {
+        f"/{path.relative_to(directory)}": path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file()
+    }

@@ -1,0 +1,147 @@
+"""How a run that sleeps comes to a VM again: room, and one that goes on from the disk that was kept.
+
+Belongs to the run's actor, by way of `sleeping`. Each decision is written down
+before it is carried out. What is lost with the disk of a job with a workspace
+is replaced by its newest version, and said so.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from magsd.core import launch
+from magsd.core.footprint import Footprint
+from magsd.core.launch import Shape
+from magsd.core.node import Node
+from magsd.core.run_row import RunRow
+from magsd.core.vm_changes import VmChanges
+from magsd.db import jobs, runs, workspaces
+from magsd.engine.base import Engine
+from magsd.guest.shim import ShimConnection
+from magsd.model.amount import Amount
+from magsd.model.errors import JobCode, LaunchError
+from magsd.model.layers import Manifest
+from magsd.model.lifecycle import RunState
+from magsd.model.records import RunSpec, Version
+
+OWN_DISK: Final = "started from its own disk"
+_LAUNCH: Final = Amount(vms=1)
+_log = structlog.get_logger()
+
+
+class VmWake:
+    """The way of one run from asleep to awake."""
+
+    def __init__(self, node: Node, row: RunRow, changes: VmChanges, footprint: Footprint) -> None:
+        self._node = node
+        self._row = row
+        self._changes = changes
+        self._footprint = footprint
+        self.has_startup = False
+        """Whether a startup command was begun the last time."""
+
+    async def run(self) -> ShimConnection:
+        """Return a connection to a VM that goes on where the last one was stopped.
+
+        The row says `waking` when a VM was begun. On failure or cancellation
+        there is none, and the disk is there as before. Raises `LaunchError`
+        (its code is `STATE_LOST` when nothing is left to go on from),
+        `QuotaError`, `CapacityError`.
+        """
+        node = self._node
+        self._footprint.rise()
+        await self._footprint.acquire()
+        await node.launches.acquire(self._row.job.account_id, _LAUNCH)
+        began = node.clock.monotonic()
+        try:
+            connection = await self._launched()
+        finally:
+            node.launches.release(_LAUNCH)
+        node.metrics.woken(self._row.run.engine, node.clock.monotonic() - began)
+        return connection
+
+    async def _launched(self) -> ShimConnection:
+        request_id, run = self._row.request_id, self._row.run
+        manifest = await self._node.database.read(lambda tx: runs.manifest(tx, run.run_id))
+        if manifest is None:
+            raise LaunchError("it is not known what the VM's disk belongs to")
+        layers = await self._changes.bring(manifest)
+        spec = await self._node.database.read(lambda tx: jobs.spec(tx, request_id))
+        await self._row.save(
+            dataclasses.replace(
+                run,
+                epoch=run.epoch + 1,
+                state=RunState.WAKING,
+                isolation=self._engine.capabilities.isolation,
+                log_epoch=run.journal,
+                slept_version=None,  # From now on the disk may hold more.
+            )
+        )
+        try:
+            return await self._begun(_shape(run.engine, spec, manifest, layers), spec, OWN_DISK)
+        except LaunchError as error:
+            if error.job_code is not JobCode.STATE_LOST:
+                raise
+            lost = error
+        _log.error("disk_lost", request_id=request_id, vm=run.vm_id, detail=lost.detail)
+        if (version := await self._newest()) is None:
+            raise lost
+        return await self._from_version(version, spec)
+
+    async def _begun(
+        self, shape: Shape, spec: RunSpec, line: str, *, has_disk: bool = True
+    ) -> ShimConnection:
+        node, run, request_id = self._node, self._row.run, self._row.request_id
+        vm = run.vm_id
+        assert vm is not None
+        command = await node.database.read(lambda tx: jobs.startup_command(tx, request_id))
+        self.has_startup = bool(command)
+        plan = await launch.plan_of(vm, run.epoch, shape, node.images, node.settings)
+        plan = dataclasses.replace(plan, has_disk=has_disk)
+        try:
+            node.places.make_run_directory(vm)
+        except OSError as error:
+            raise LaunchError("the host has no room for the VM", str(error)) from error
+        return await launch.start_again(
+            self._engine, plan, spec, node.clock, startup_command=command, line=line
+        )
+
+    async def _newest(self) -> Version | None:
+        """Return the version that the job's workspace would give its next run."""
+        job = self._row.job
+        name = job.workspace_id
+        if name is None or not job.is_kept:
+            return None
+        return await self._node.database.read(
+            lambda tx: workspaces.newest(tx, job.account_id, name)
+        )
+
+    async def _from_version(self, version: Version, spec: RunSpec) -> ShimConnection:
+        async with self._node.layer_names:
+            await self._row.begin_from(version.manifest, version.version)
+        layers = await self._changes.bring(version.manifest)
+        number, at = version.version, version.created_at.isoformat(timespec="seconds")
+        said = f"workspace version {number} of {at.removesuffix('+00:00')}Z"
+        await self._row.save(dataclasses.replace(self._row.run, restored_from=said))
+        shape = _shape(self._row.run.engine, spec, version.manifest, layers)
+        line = f"its own disk was lost: started from workspace version {number}"
+        return await self._begun(shape, spec, line, has_disk=False)
+
+    @property
+    def _engine(self) -> Engine:
+        return self._node.engines[self._row.run.engine]
+
+
+def _shape(engine: str, spec: RunSpec, manifest: Manifest, layers: Sequence[Path]) -> Shape:
+    return Shape(
+        engine=engine,
+        image=manifest.image,
+        layers=tuple(layers),
+        vcpus=spec.vcpus,
+        memory_mb=spec.memory_mb,
+        disk_gb=spec.disk_gb,
+        own_layers=len(manifest.own_layers),
+    )

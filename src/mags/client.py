@@ -86,10 +86,11 @@ class Mags(WorkspaceCalls, SandboxCalls, AccessCalls):
         vcpus: int | None = None,
         memory_mb: int | None = None,
         engine: str | None = None,
+        idle_timeout: int | None = None,
     ) -> JsonObject:
         """Submit `script` and return at once: `{"request_id", "status": "accepted", …}`.
 
-        `script_timeout` is in seconds. A server that lacks a feature asked
+        `script_timeout` and `idle_timeout` are in seconds. A server that lacks a feature asked
         for refuses the job with a `MagsError` that says so.
         """
         if ephemeral and workspace_id:
@@ -113,6 +114,7 @@ class Mags(WorkspaceCalls, SandboxCalls, AccessCalls):
             "vcpus": vcpus,
             "memory_mb": memory_mb,
             "engine": engine,
+            "idle_timeout": idle_timeout,
         }
         body = {"script": script, "type": "inline", "persistent": persistent}
         body |= {

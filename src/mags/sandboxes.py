@@ -7,8 +7,8 @@ from mags.calls import JsonObject
 from mags.errors import MagsError
 
 FINAL_STATUSES: Final = frozenset({"completed", "error"})
-_EXEC_MORE_S: Final = 10
-"""How much longer than its command a request may take."""
+_EXEC_MORE_S: Final = 45
+"""How much longer than its command a request may take: a sandbox that sleeps is woken first."""
 _SYNC_S: Final = 30
 """The server answers within 25 s."""
 
@@ -72,7 +72,8 @@ class SandboxCalls:
             time.sleep(min(poll_interval, left_s))
 
     def exec(self: _Client, name_or_id: str, command: str, *, timeout: int = 30) -> JsonObject:
-        """Run a command in the sandbox of a running job, named by id, name or workspace.
+        """Run a command in the sandbox of a job, named by id, name or workspace; one that sleeps
+        is woken.
 
         Returns `{"exit_code", "output", "stderr"}`; after `timeout` seconds it
         is killed, and its exit code is 124.
@@ -96,7 +97,8 @@ class SandboxCalls:
         startup_command: str | None = None,
         no_sleep: bool | None = None,
     ) -> JsonObject:
-        """Change settings of a job, named by id, name or workspace; None changes nothing."""
+        """Change settings of a job, named by id, name or workspace; None changes nothing, an
+        empty `startup_command` has nothing run."""
         asked = {"startup_command": startup_command, "no_sleep": no_sleep}
         body = {key: value for key, value in asked.items() if value is not None}
         return self._object("PATCH", self._job_path(request_id), json=body)

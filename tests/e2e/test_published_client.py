@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.server import REPOSITORY, Server
+from tests.e2e.server import REPOSITORY, Server, eventually
 
 REQUIREMENTS = Path(__file__).with_name("published_client.txt")
 
@@ -104,6 +104,16 @@ def test_a_job_is_in_the_list_with_its_name(client):
     assert found["status"] == "completed"
     assert listed["page"] == 1
     assert listed["total"] >= 1
+
+
+def test_a_command_wakes_a_job_that_sleeps(client, server):
+    job = server.submit("sleep infinity", name="dozing", persistent=True, idle_timeout=10)
+    eventually(lambda: server.status(job)["sleeping"], 60)
+    done, status = client("show([mags.exec('dozing', 'echo here'), mags.status('dozing')])")
+
+    assert (done["exit_code"], done["stdout"]) == (0, "here\n")
+    assert (status["status"], status["sleeping"]) == ("running", False)
+    client("show(mags.stop('dozing'))")
 
 
 def test_a_job_is_stopped_by_its_name(client):

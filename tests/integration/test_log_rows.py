@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from magsd.db import accounts, jobs, log_index, retention, runs
+from magsd.db import accounts, jobs, log_index, naps, retention, runs
 from magsd.db.database import Database
 from magsd.db.log_index import LogObject
 from magsd.model.lifecycle import Goal, RunState
@@ -102,9 +102,19 @@ async def test_a_job_goes_after_its_logs_and_not_while_it_is_referred_to(databas
         f"SELECT 'g', account_id, request_id, 'http', 80, 0 FROM job WHERE request_id = '{referred}'"
     )
     await database.write(lambda tx: tx.exec_driver_sql(insert) and None)
+
+    def sleep(tx):
+        for each in (referred, plain):
+            _, run = jobs.get(tx, logs[1].account_id, each)
+            naps.add(tx, run.run_id, logs[1].account_id, NOW, NOW + timedelta(hours=1))
+
+    await database.write(sleep)
     assert await database.write(lambda tx: retention.remove_jobs(tx, everything)) == []
     await database.write(lambda tx: log_index.remove(tx, logs.values()))
     assert await database.write(lambda tx: retention.remove_jobs(tx, everything)) == [plain]
     account = logs[1].account_id
+    assert list(
+        (await database.read(lambda tx: naps.seconds_of_days(tx, account, NOW.date()))).values()
+    ) == [3600]
     assert await database.read(lambda tx: jobs.get(tx, account, plain)) is None
     assert await database.read(lambda tx: jobs.get(tx, account, referred)) is not None

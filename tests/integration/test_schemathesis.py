@@ -59,7 +59,7 @@ POSSIBLE_HERE = {
         **{
             name: {"enum": [None, False]} for name in ("persistent", "no_sleep", "no_sync", "reset")
         },
-        "startup_command": {"enum": [None, ""]},
+        "startup_command": {"enum": [None, "", "true"]},
         "idle_timeout": {"enum": [None, 0]},
     },
     "/api/v1/mags-jobs/{ref}/exec": {
@@ -68,7 +68,7 @@ POSSIBLE_HERE = {
     },
     "/api/v1/mags-jobs/{ref}": {
         "no_sleep": {"enum": [None, False]},
-        "startup_command": {"enum": [None, ""]},
+        "startup_command": {"enum": [None, "", "true"]},
     },
     "/api/v1/tokens": {
         "name": PRINTABLE,

@@ -8,7 +8,7 @@ from sqlalchemy import insert
 
 from magsd.aio import SystemClock
 from magsd.core.usage import Usages
-from magsd.db import accounts, files, jobs, runs
+from magsd.db import accounts, files, jobs, naps, runs
 from magsd.db.database import Database
 from magsd.db.schema import layer
 from magsd.model.errors import JobCode
@@ -56,7 +56,9 @@ async def principal(database):
 def ran(database):
     """Return a function that stores a job whose script ran from one moment to another."""
 
-    async def store(owner, begin, end=None, state=RunState.ENDED, code=None):
+    async def store(
+        owner, begin, end=None, state=RunState.ENDED, code=None, slept_at=None, naps_=()
+    ):
         job_id = new_request_id()
         new = Job(
             job_id, owner.account_id, "name", None, False, False, new_subdomain(),
@@ -70,12 +72,15 @@ def ran(database):
             started_at=None if state is RunState.PENDING else begin,
             ended_at=end,
             code=code,
+            slept_at=slept_at,
         )
 
         def write(tx):
             spec = RunSpec("", {}, 1, "standard", 1, 128, 1)
             jobs.add(tx, new, run, spec, "local")
             runs.save(tx, later, epoch=1, generation=2)
+            for slept_at_, woke_at in naps_:
+                naps.add(tx, run.run_id, owner.account_id, slept_at_, woke_at)
 
         await database.write(write)
 
@@ -125,6 +130,25 @@ async def test_what_runs_counts_up_to_now(database, principal, ran):
     assert [day.vm_seconds for day in found.by_day] == [86400, 86400, 43200.123456 + 90]
     assert [day.jobs for day in found.by_day] == [0, 0, 2]
     assert (found.running_jobs, found.completed_jobs, found.failed_jobs) == (2, 0, 0)
+
+
+async def test_sleep_does_not_count(database, principal, ran):
+    owner, other = await principal("owner"), await principal("other")
+    begin = MIDNIGHT - 4 * HOUR
+    across_midnight = (MIDNIGHT - 3 * HOUR, MIDNIGHT + HOUR)
+    again = (MIDNIGHT + 2 * HOUR, MIDNIGHT + 3 * HOUR)
+    once_more = (MIDNIGHT + 3.5 * HOUR, MIDNIGHT + 4 * HOUR)
+    naps_ = (across_midnight, again, once_more)
+    await ran(owner, begin, MIDNIGHT + 5 * HOUR, naps_=naps_)
+    # It sleeps still, or ended asleep.
+    await ran(owner, begin, state=RunState.SLEEPING, slept_at=MIDNIGHT - HOUR)
+    await ran(owner, begin, MIDNIGHT + 5 * HOUR, slept_at=MIDNIGHT + HOUR)
+    await ran(other, begin, MIDNIGHT)
+    found = await used(database, owner)
+    assert [day.vm_seconds / 3600 for day in found.by_day] == [0, 1 + 3 + 4, 2.5 + 0 + 1]
+    assert found.running_jobs == 0
+    assert [day.vm_seconds / 3600 for day in (await used(database, owner, 1)).by_day] == [3.5]
+    assert (await used(database, other)).vm_seconds == 4 * 3600
 
 
 async def test_storage_is_of_layers_and_uploads(database, principal):

@@ -47,7 +47,7 @@ def execute(
     command: Annotated[list[str], typer.Argument(metavar="COMMAND", help="For the shell there.")],
     timeout: Annotated[int, typer.Option(min=1, help="Seconds it may take.")] = 30,
 ) -> None:
-    """Run a command in the sandbox of a job that runs, and exit with its exit code.
+    """Run a command in the sandbox of a job, and exit with its exit code; one that sleeps is woken.
 
     Words are joined by spaces and read by the shell there. Options of this
     program stand before JOB.
@@ -64,12 +64,18 @@ def execute(
 def change(
     job: _JobArgument,
     no_sleep: Annotated[
-        bool, typer.Option("--no-sleep/--sleep", help="Whether it is never put to sleep.")
-    ],
+        bool | None, typer.Option("--no-sleep/--sleep", help="Whether it is never put to sleep.")
+    ] = None,
+    startup_command: Annotated[
+        str | None,
+        typer.Option(metavar="COMMAND", help="Run whenever it is started again after a sleep."),
+    ] = None,
 ) -> None:
     """Change the settings of a job."""
+    if no_sleep is None and startup_command is None:
+        raise typer.BadParameter("say what to change: --no-sleep, --sleep or --startup-command")
     with client() as mags:
-        reply = mags.update_job(job, no_sleep=no_sleep)
+        reply = mags.update_job(job, no_sleep=no_sleep, startup_command=startup_command)
     typer.echo(reply.get("message", "updated"))
 
 

@@ -132,7 +132,7 @@ class SubmitRequest(BaseModel):
     )
     no_sleep: bool = Field(False, description="The VM is never put to sleep. Needs `persistent`.")
     no_sync: bool = Field(False, description="What the script changes is not kept.")
-    startup_command: Text = Field("", description=f"{STARTUP_COMMAND} Needs `persistent`.")
+    startup_command: Text = Field("", description=f"{STARTUP_COMMAND} Only a `persistent` job is.")
     file_ids: list[Text] = Field(
         [],
         max_length=FILES_MAX,

@@ -135,7 +135,7 @@ class Idle:
                     await self._supervisor.put_to_sleep(request_id)
             else:
                 self._watches[request_id] = Watch(run.epoch, now, cpu_ns)
-        except (MagsError, LookupError) as error:
+        except (MagsError, LookupError, OSError) as error:
             # It has ended, or somebody wants something else of it.
             _log.debug("not_judged", request_id=request_id, why=repr(error))
         finally:

@@ -46,8 +46,13 @@ class Leases:
         The caller was found to be allowed to. Raises `ConflictError` when it has no VM
         that could be used, `CapacityError` when it could not be woken in time.
         """
-        with self._node.uses.use(status.request_id):
-            yield await self._awake(status)
+        request_id = status.request_id
+        try:
+            with self._node.uses.use(request_id):
+                yield await self._awake(status)
+        finally:
+            if self._supervisor.run_of(request_id) is None:  # It has ended meanwhile.
+                self._node.uses.forget(request_id)
 
     async def _awake(self, status: JobStatus) -> Lease:
         request_id = status.request_id

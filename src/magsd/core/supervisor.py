@@ -217,6 +217,7 @@ class Supervisor:
         finally:
             if self._actors.get(request_id) is actor:
                 del self._actors[request_id]
+            self._node.uses.forget(request_id)
 
     async def _unfinished(
         self, only: Collection[RequestId] | None = None

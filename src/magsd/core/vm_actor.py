@@ -128,7 +128,6 @@ class VmActor:
             await give_back_at_last(self._node, self.run, self._account_id)
         finally:
             self._footprint.release_room()
-            self._node.uses.forget(self._row.request_id)
 
     async def _walk(self) -> None:
         failures = 0

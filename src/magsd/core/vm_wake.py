@@ -12,6 +12,7 @@ from typing import Final
 
 import structlog
 
+from magsd.aio import finish
 from magsd.core import launch
 from magsd.core.footprint import Footprint
 from magsd.core.launch import Shape
@@ -70,16 +71,16 @@ class VmWake:
             raise LaunchError("it is not known what the VM's disk belongs to")
         layers = await self._changes.bring(manifest)
         spec = await self._node.database.read(lambda tx: jobs.spec(tx, request_id))
-        await self._row.save(
-            dataclasses.replace(
-                run,
-                epoch=run.epoch + 1,
-                state=RunState.WAKING,
-                isolation=self._engine.capabilities.isolation,
-                log_epoch=run.journal,
-                slept_version=None,  # From now on the disk may hold more.
-            )
+        claimed = dataclasses.replace(
+            run,
+            epoch=run.epoch + 1,
+            state=RunState.WAKING,
+            isolation=self._engine.capabilities.isolation,
+            log_epoch=run.journal,
+            slept_version=None,  # From now on the disk may hold more.
         )
+        # What is committed must be known, also to an attempt that is given up meanwhile.
+        await finish(self._row.save(claimed))
         try:
             return await self._begun(_shape(run.engine, spec, manifest, layers), spec, OWN_DISK)
         except LaunchError as error:
@@ -121,11 +122,11 @@ class VmWake:
 
     async def _from_version(self, version: Version, spec: RunSpec) -> ShimConnection:
         async with self._node.layer_names:
-            await self._row.begin_from(version.manifest, version.version)
+            await finish(self._row.begin_from(version.manifest, version.version))
         layers = await self._changes.bring(version.manifest)
         number, at = version.version, version.created_at.isoformat(timespec="seconds")
         said = f"workspace version {number} of {at.removesuffix('+00:00')}Z"
-        await self._row.save(dataclasses.replace(self._row.run, restored_from=said))
+        await finish(self._row.save(dataclasses.replace(self._row.run, restored_from=said)))
         shape = _shape(self._row.run.engine, spec, version.manifest, layers)
         line = f"its own disk was lost: started from workspace version {number}"
         return await self._begun(shape, spec, line, has_disk=False)

@@ -116,7 +116,14 @@ async def test_a_stop_of_the_server_ends_commands(execute, waits):
 
 
 @pytest.mark.parametrize(
-    "body", [None, {}, {"no_sleep": True}, {"no_sleep": None, "startup_command": ""}]
+    "body",
+    [
+        None,
+        {},
+        {"no_sleep": True},
+        {"no_sleep": None, "startup_command": ""},
+        {"startup_command": "x"},
+    ],
 )
 async def test_settings_are_changed(client, job, body):
     reply = await client.patch(f"{JOBS}/{job.request_id}", json=body)
@@ -127,12 +134,13 @@ async def test_settings_are_changed(client, job, body):
     assert status["no_sleep"] is bool(body and body.get("no_sleep"))
 
 
-async def test_unknown_settings_are_told_and_what_is_not_built_is_refused(client, job):
+async def test_unknown_settings_are_told_and_wrong_ones_refused(client, job):
     path = f"{JOBS}/{job.request_id}"
     reply = await client.patch(path, json={"colour": "red"})
     assert reply.json()["warnings"] == ["unknown field 'colour' was ignored"]
     for body, named in (
-        ({"startup_command": "x"}, "startup_command"),
+        ({"startup_command": "a\0b"}, "startup_command"),
+        ({"startup_command": 1}, "startup_command"),
         ({"no_sleep": 1}, "no_sleep"),
     ):
         reply = await client.patch(path, json=body)

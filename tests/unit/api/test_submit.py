@@ -36,6 +36,8 @@ def test_everything():
         file_ids=["file_1"],
         persistent=True,
         no_sleep=True,
+        idle_timeout=60,
+        startup_command="true",
     )
     assert dataclasses.asdict(spec) == {
         "script": "echo hi",
@@ -53,6 +55,8 @@ def test_everything():
         "file_ids": ("file_1",),
         "persistent": True,
         "no_sleep": True,
+        "idle_timeout_s": 60,
+        "startup_command": "true",
         "ignored": (),
     }
 
@@ -77,8 +81,6 @@ def test_what_asks_for_nothing_is_accepted():
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("startup_command", "true"),
-        ("idle_timeout", 60),
         ("reset", True),
     ],
 )
@@ -95,6 +97,13 @@ def test_only_what_stays_may_be_kept_from_sleep():
             asked(**fields)
     with pytest.raises(InvalidError, match="__MAGS_KEEP_ALIVE must be true or false"):
         asked(persistent=True, environment={"__MAGS_KEEP_ALIVE": "yes"})
+
+
+def test_the_idle_time_is_in_seconds_and_in_minutes():
+    assert asked(persistent=True, idle_timeout=90).idle_timeout_s == 90
+    assert asked(persistent=True, environment={"__MAGS_IDLE_MIN": "5"}).idle_timeout_s == 300
+    with pytest.raises(InvalidError, match="idle_timeout and its reserved key"):
+        asked(persistent=True, idle_timeout=90, environment={"__MAGS_IDLE_MIN": "5"})
 
 
 def test_unknown_fields_are_ignored_and_kept_fit_to_be_told():

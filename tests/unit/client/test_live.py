@@ -107,8 +107,20 @@ def test_set_changes_settings(api, run):
 
     assert run("set", "box", "--no-sleep") == (0, b"Job updated\n", b"")
     run("set", "box", "--sleep")
+    run("set", "box", "--startup-command", "serve")
 
-    assert [request.body for request in api.requests] == [{"no_sleep": True}, {"no_sleep": False}]
+    assert [request.body for request in api.requests] == [
+        {"no_sleep": True},
+        {"no_sleep": False},
+        {"startup_command": "serve"},
+    ]
+
+
+def test_set_says_what_can_be_set(api, run):
+    exit_code, _, told = run("set", "box")
+    assert exit_code == 2
+    assert b"--startup-command" in told
+    assert not api.requests
 
 
 @pytest.mark.parametrize("state", ["running", "sleeping"])

@@ -58,8 +58,9 @@ def test_exactly_what_is_within_every_limit_is_granted(quota, used, need):
     after = of(used.plus(need))
     over = [
         name
-        for name, wanted in zip(LIMITS, after, strict=True)
-        if getattr(quota, name) is not None and wanted > getattr(quota, name)
+        for name, asked, wanted in zip(LIMITS, of(need), after, strict=True)
+        # What takes nothing of something always fits.
+        if getattr(quota, name) is not None and asked and wanted > getattr(quota, name)
     ]
     if not over:
         quota.check(used, need)

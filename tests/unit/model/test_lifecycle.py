@@ -49,8 +49,10 @@ def test_a_goal_to_be_over_is_reached_from_anywhere(data):
         step = next_step(state, goal, is_attached=is_attached)
         if step is None:
             break
-        assert step not in (Step.LAUNCH, Step.FOLLOW)
-        if step is Step.RECOVER:
+        assert step not in (Step.LAUNCH, Step.FOLLOW, Step.WAKE, Step.REST)
+        if step is Step.SLEEP or (step is Step.RECOVER and state is RunState.WAKING):
+            state, is_attached = RunState.SLEEPING, False
+        elif step is Step.RECOVER:
             is_attached = data.draw(st.booleans())
             if not is_attached:
                 state = RunState.ENDED
@@ -64,6 +66,10 @@ def test_what_runs_is_followed_and_what_waits_is_launched(state, is_attached):
     step = next_step(state, Goal.RUNNING, is_attached=is_attached)
     if state is RunState.PENDING:
         assert step is Step.LAUNCH
+    elif state is RunState.SUSPENDING:
+        assert step is Step.SLEEP
+    elif state is RunState.SLEEPING:
+        assert step is Step.WAKE
     elif state is RunState.SAVING:
         assert step is Step.SAVE
     elif not is_attached:
@@ -77,6 +83,25 @@ def test_a_script_that_is_over_is_not_followed_again(state, goal, is_attached):
     before = next_step(state, goal, is_attached=is_attached)
     after = next_step(state, goal, is_attached=is_attached, is_script_over=True)
     assert after is (Step.STAY if before is Step.FOLLOW else before)
+
+
+@pytest.mark.parametrize("is_attached", [False, True])
+@pytest.mark.parametrize("state", LIVE)
+def test_only_what_runs_is_put_to_sleep(state, is_attached):
+    step = next_step(state, Goal.ASLEEP, is_attached=is_attached)
+    if state is RunState.SLEEPING:
+        assert step is Step.REST
+    elif (state, is_attached) == (RunState.RUNNING, True):
+        assert step is Step.SLEEP
+    else:
+        assert step is next_step(state, Goal.RUNNING, is_attached=is_attached)
+
+
+@pytest.mark.parametrize("goal", sorted(OVER))
+def test_what_sleeps_ends_without_being_woken(goal):
+    assert next_step(RunState.SLEEPING, goal, is_attached=False) is Step.LEAVE
+    assert next_step(RunState.SUSPENDING, goal, is_attached=False) is Step.SLEEP
+    assert next_step(RunState.WAKING, goal, is_attached=False) is Step.RECOVER
 
 
 @given(st.sampled_from(Goal), st.lists(st.tuples(st.sampled_from(Goal), st.booleans())))

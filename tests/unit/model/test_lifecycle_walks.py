@@ -111,6 +111,10 @@ class Life(RuleBasedStateMachine):
             Step.STAY: self.stay,
             Step.STOP: self.stop,
             Step.SAVE: self.save,
+            Step.SLEEP: self.sleep,
+            Step.REST: self.rest,
+            Step.WAKE: self.wake,
+            Step.LEAVE: self.leave,
         }[step](is_cut, is_well)
 
     def launch(self, is_cut, is_well):
@@ -150,9 +154,52 @@ class Life(RuleBasedStateMachine):
         assert not self.is_alive, "nothing is left behind"
         self.end()
 
+    def sleep(self, is_cut, _is_well):
+        assert self.is_attached or self.state is RunState.SUSPENDING
+        if self.state is RunState.RUNNING:
+            if not self.is_persistent:
+                self.goal = admit(self.goal, Goal.RUNNING, is_over=False)
+                return
+            self.move(RunState.SUSPENDING)
+        self.is_script_over = True
+        if is_cut:
+            self.the_daemon_is_killed()
+            return
+        self.is_attached = self.is_alive = False
+        self.move(RunState.SLEEPING)
+
+    def rest(self, _is_cut, _is_well):
+        assert self.goal is Goal.ASLEEP
+        assert not self.is_alive, "what sleeps is a disk"
+
+    def wake(self, is_cut, is_well):
+        assert self.goal is Goal.RUNNING
+        assert not self.is_alive, "a run has one VM at a time"
+        self.move(RunState.WAKING)
+        self.is_alive = True
+        if is_cut:
+            self.the_daemon_is_killed()
+        elif is_well:
+            self.is_attached = True
+            self.move(RunState.RUNNING)
+        else:
+            self.is_alive = False
+            self.move(RunState.SLEEPING)
+            self.goal = admit(self.goal, Goal.ASLEEP, is_over=False)
+
+    def leave(self, is_cut, _is_well):
+        assert self.goal in OVER
+        assert not self.is_alive, "nothing is left behind"
+        if not is_cut:
+            self.end()
+
     def recover(self, is_cut, _is_well):
         assert not self.is_attached
         if is_cut:
+            return
+        if self.state is RunState.WAKING:
+            self.is_alive = False
+            self.move(RunState.SLEEPING)
             return
         if self.state is RunState.LAUNCHING and not self.has_begun:
             self.lost_before_the_script()
@@ -174,6 +221,7 @@ class Life(RuleBasedStateMachine):
     def follow(self, _is_cut, is_over):
         assert self.is_attached
         assert self.goal not in OVER
+        assert self.state in (RunState.LAUNCHING, RunState.RUNNING)
         assert not self.is_script_over, "a script is followed once"
         if not self.is_alive:
             self.end()

@@ -224,3 +224,19 @@ def test_each_life_has_its_own_range_of_places():
     journal.note(b"x")
     (first,), (second,) = (Assembler(epoch).feed(journal.records[0]) for epoch in (1, 2))
     assert second.seq - first.seq == 1 << 40
+
+
+def test_a_line_that_the_end_of_its_vm_cut_off_is_not_joined_with_the_next_life():
+    """A stream of the same number begins anew, and there was no time for an exit record."""
+    journal = Journal()
+    journal.data(OUT, b"whole\ncut o")
+    journal.note(b"started from its own disk")
+    journal.add(OUT, 1, b"anew\n")
+    entries = journal.entries()
+    assert [entry.text for entry in entries] == [
+        b"whole",
+        b"started from its own disk",
+        b"cut o",
+        b"anew",
+    ]
+    assert [entry.seq for entry in entries] == sorted({entry.seq for entry in entries})

@@ -30,9 +30,12 @@ void hangup_begin(pid_t leader, pid_t foreground)
 
 void hangup_reaped(pid_t pid)
 {
-    for (size_t i = 0; i < WIRE_STREAMS_MAX; i++)
-        if (all[i].pid == pid)
-            all[i].pid = 0;
+    for (size_t i = 0; i < WIRE_STREAMS_MAX; i++) {
+        if (all[i].pid != pid)
+            continue;
+        all[i].pid = 0;
+        kill(-pid, SIGHUP); /* gVisor's may have been born meanwhile, and have missed it */
+    }
 }
 
 void hangup_watch(struct poll_set *set)

@@ -10,7 +10,8 @@
 #define RUN_DIRECTORY "/run/mags"
 
 extern const struct service exec_service, read_service, write_service, control_service,
-    capture_service, freeze_service, dial_service, sftp_service;
+    capture_service, freeze_service, dial_service, sftp_service, listen_service,
+    accept_service;
 
 /* Monotonic time. */
 int64_t now_ns(void);

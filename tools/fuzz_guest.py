@@ -33,9 +33,11 @@ SHIM_CORE = ("core", "agent", "connection", "durable", "verbs", "freeze", "bucke
 SHIM_SOURCES = (WIRE, *(f"guest/shim/{name}.c" for name in SHIM_CORE))
 # A table of all ids would take most of the time.
 SHIM_OPTIONS = ("-DWIRE_DURABLE_ID_MAX=0xffu",)
+SFTP = ("sftp", "sftp_packet", "sftp_requests")
 FUZZERS = (
     Fuzzer("fuzz_wire", (WIRE,)),
     Fuzzer("fuzz_agent_link", (WIRE, "guest/agent/session.c", "guest/agent/stream.c")),
+    Fuzzer("fuzz_sftp", (WIRE, *(f"guest/agent/{name}.c" for name in SFTP))),
     Fuzzer("fuzz_shim_link", SHIM_SOURCES, SHIM_OPTIONS),
     Fuzzer("fuzz_log_rate", SHIM_SOURCES, SHIM_OPTIONS),
 )

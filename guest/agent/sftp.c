@@ -6,9 +6,9 @@
 int sftp_answer(struct sftp *sftp, struct queue *received, struct queue *to_send)
 {
     size_t have = queue_length(received);
-    struct cursor cursor = {queue_head(received), queue_head(received) + have, false};
     if (have < 5)
         return 0;
+    struct cursor cursor = {queue_head(received), queue_head(received) + have, false};
     size_t length = take_32(&cursor);
     if (length < 5 || length > SFTP_PACKET_MAX)
         return -1;

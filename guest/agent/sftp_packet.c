@@ -225,7 +225,7 @@ void put_entry(struct queue *out, const char *name, const struct stat *status)
     time_t now = time(NULL);
     struct tm local;
     write_mode(status->st_mode, mode);
-    bool is_recent = now - status->st_mtime < HALF_A_YEAR_S && status->st_mtime <= now;
+    bool is_recent = status->st_mtime > now - HALF_A_YEAR_S && status->st_mtime <= now;
     if (localtime_r(&status->st_mtime, &local))
         strftime(when, sizeof when, is_recent ? "%b %e %H:%M" : "%b %e  %Y", &local);
     snprintf(line, sizeof line, "%s %3lu %-8s %-8s %8lld %s %s", mode,

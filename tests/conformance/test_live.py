@@ -2,15 +2,19 @@
 
 import asyncio
 import os
+import struct
 from collections.abc import Callable
 
 import pytest
 
 from magsd.engine.base import Engine
 from magsd.guest.dial import DialError, dial
+from magsd.guest.listen import listen
 from magsd.guest.process import Process, Terminal, spawn
+from magsd.guest.sftp import sftp
 from magsd.guest.shim import ShimConnection
 from magsd.guest.stats import GuestStats, stats
+from magsd.guest.streams import read_file, run
 from magsd.guest.wire import Channel
 from tests.conformance.host import Host
 from tests.conformance.vm import ENVIRONMENT, begin, connected, introduced
@@ -180,6 +184,71 @@ async def test_input_at_a_terminal_can_end(host: Host, engine: Engine) -> None:
     assert content.startswith(b"line\r\nline\r\n")
     assert content.endswith(b"over\r\n")
     assert code == 0
+    await engine.stop(handle)
+
+
+@on_guests_and_alpine
+async def test_files_by_sftp(host: Host, engine: Engine) -> None:
+    content = os.urandom(700_000)
+    handle = await engine.launch(host.plan())
+    await introduced(handle, host.clock)
+    async with connected(handle) as connection, asyncio.timeout(60):
+        async with await sftp(connection) as stream:
+            await stream.write(_packet(1, struct.pack(">I", 3)))
+            await stream.write(_packet(3, _numbered(1), _string(b"new"), struct.pack(">II", 26, 0)))
+            for at in range(0, len(content), 200_000):
+                place = _string(b"00000000") + struct.pack(">Q", at)
+                await stream.write(_packet(6, _numbered(2), place, _string(content[at:][:200_000])))
+            await stream.write(_packet(16, _numbered(3), _string(b"new")))
+            await stream.write_eof()
+            answers = b""
+            while piece := await stream.read():
+                answers += piece
+            assert (await stream.exit()).value == 0
+        assert _string(b"/root/new") in answers
+        found = [piece async for piece in read_file(connection, "/root/new")]
+    assert b"".join(found) == content
+    await engine.stop(handle)
+
+
+def _string(data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + data
+
+
+def _numbered(number: int) -> bytes:
+    return struct.pack(">I", number)
+
+
+def _packet(kind: int, *parts: bytes) -> bytes:
+    return _string(bytes([kind]) + b"".join(parts))
+
+
+@on_guests
+async def test_somebody_outside_listens_inside(host: Host, engine: Engine) -> None:
+    script = """python3 -c '
+import socket, sys
+with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as it:
+    it.sendall(b"question")
+    it.shutdown(socket.SHUT_WR)
+    print(it.makefile("rb").read().decode())
+' "$0" """
+    handle = await engine.launch(host.plan())
+    await introduced(handle, host.clock)
+    async with (
+        connected(handle) as connection,
+        asyncio.timeout(60),
+        await listen(connection, "127.0.0.1", 0) as listener,
+    ):
+        argv = ["/bin/sh", "-c", script, str(listener.port)]
+        asking = asyncio.create_task(run(connection, argv, environment=ENVIRONMENT))
+        stream, peer, _ = await listener.accept()
+        async with stream:
+            assert await stream.read() == b"question"
+            assert await stream.read() == b""
+            await stream.write(b"answer")
+            await stream.write_eof()
+            assert (peer, (await stream.exit()).value) == ("127.0.0.1", 0)
+        assert (await asking).stdout == b"answer\n"
     await engine.stop(handle)
 
 

@@ -17,6 +17,7 @@
 #include "services.h"
 
 #define STACK_BYTES (16 * 1024)
+#define FDS_MAX 8192 /* more than all streams have together */
 #define DEFAULT_DIRECTORY "/root"
 #define DEFAULT_PATH "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -112,9 +113,12 @@ static int spawn(struct launch *launch, pid_t *pid)
 
 void stand_alone(int in, int out)
 {
-    if (dup2(in, STDIN_FILENO) < 0 || dup2(out, STDOUT_FILENO) < 0 ||
-        syscall(SYS_close_range, 3, ~0u, 0) < 0)
+    if (dup2(in, STDIN_FILENO) < 0 || dup2(out, STDOUT_FILENO) < 0)
         _exit(1);
+    if (syscall(SYS_close_range, 3, ~0u, 0) == 0)
+        return;
+    for (int fd = 3; fd < FDS_MAX; fd++) /* a kernel may not know it */
+        close(fd);
 }
 
 int program_start(struct fields request, const int ends[3], bool has_terminal, pid_t *pid)

@@ -24,7 +24,9 @@ async def service(settings: Settings) -> Check:
     try:
         async with httpx.AsyncClient(trust_env=False, timeout=_SERVICE_S) as client:
             reply = await client.get(f"{url}/readyz")
-            reason = "" if reply.is_success else reply.json()["error"]
+            said = reply.json()
+            reason = "" if reply.is_success else said["error"]
+            warning = said.get("warning", "")
     except httpx.ConnectError:
         return Check("service", Verdict.OK, "not running; `magsd serve` starts it")
     except (httpx.HTTPError, ValueError, KeyError, TypeError):
@@ -32,6 +34,8 @@ async def service(settings: Settings) -> Check:
         return Check("service", Verdict.WARN, f"something else answers at {url}", step)
     if reason:
         return Check("service", Verdict.WARN, f"runs at {url}, but is not ready: {reason}")
+    if warning:
+        return Check("service", Verdict.WARN, f"runs at {url}, and says: {warning}")
     return Check("service", Verdict.OK, f"runs at {url}")
 
 

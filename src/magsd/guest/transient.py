@@ -77,6 +77,13 @@ class Stream:
         """Nothing more comes from the far end; what came before can be read."""
         return self._exit is not None or self._lost is not None
 
+    @property
+    def is_quiet(self) -> bool:
+        """Both ends may still send, and nothing has come that was not read."""
+        inbound = self._inbound[Channel.OUT]
+        is_open = not self.is_over and self._link.end_reason is None
+        return is_open and not inbound and not inbound.is_ended and not self._outbound.is_ended
+
     async def read(self, channel: Channel = Channel.OUT) -> bytes:
         """Return what has come on `channel`, at least a byte; nothing at its end."""
         inbound = self._inbound[channel]

@@ -443,7 +443,9 @@ async def test_a_server_that_does_not_answer_is_not_waited_for(world: World):
 
     await world.serve(handler)
     await world.start(IngressSettings(answer_s=0.1, drain_s=0.1))
-    assert (await world.say(GET)).startswith(b"HTTP/1.1 504 ")
+    reader, writer = await world.connect()
+    writer.write(GET)
+    assert (await read_answer(reader))[0].startswith(b"HTTP/1.1 504 ")
 
 
 async def test_a_thousand_requests_at_once(world: World):

@@ -6,6 +6,7 @@ from socket import socket
 from typing import Any
 
 from magsd.gateway.base import Node
+from magsd.gateway.ingress import Ingress
 from magsd.gateway.plan import EdgePlan
 
 
@@ -18,7 +19,9 @@ async def run_gateways(node: Node, plan: EdgePlan) -> None:
 
 
 def _gateways(node: Node, plan: EdgePlan) -> Mapping[str, Coroutine[Any, Any, None]]:
-    return {}
+    return {
+        "ingress": Ingress(node, plan.ingress).serve(_listening(plan.apps_fd)),
+    }
 
 
 def _listening(descriptor: int) -> socket:

@@ -247,7 +247,9 @@ class VmChanges:
                 assert seen is not None
                 layer = seen.layer
             elif capture.directory is not None:
-                layer = await layers.pack_directory(capture.directory)
+                layer = await layers.pack_directory(
+                    capture.directory, account_id=self._row.job.account_id
+                )
             else:
                 assert capture.tar is not None
                 layer = await layers.pack_tar(capture.tar, await self._limits())

@@ -91,6 +91,9 @@ class WorkspaceUpkeep:
         """
         for account_id in await self._node.database.read(layers.accounts):
             await self.delete_unneeded_of(account_id)
+        # What was sent of captures that failed is not in the database.
+        for account_id in tuple(self._node.layers.untidy):
+            await self._delete_objects(account_id, ())
 
     async def delete_unneeded_of(self, account_id: AccountId) -> Sequence[Layer]:
         """Remove those of one account, and return them. Raises as `delete_unneeded`."""
@@ -107,16 +110,19 @@ class WorkspaceUpkeep:
             if not found:
                 return ()
             gone = [layer.sha256 for layer in found]
-            try:
-                async with asyncio.timeout(_DELETE_S):
-                    await self._node.layers.delete_objects(account_id, gone)
-            except TimeoutError as error:
-                text = "the object store takes too long to delete layers"
-                raise CapacityError(text) from error
+            await self._delete_objects(account_id, gone)
             await self._node.layers.discard(await self._named_by_nobody(gone))
             forget = partial(layers.forget, account_id=account_id, sha256s=gone)
             await self._node.database.write(forget)
             return found
+
+    async def _delete_objects(self, account_id: AccountId, sha256s: Sequence[str]) -> None:
+        try:
+            async with asyncio.timeout(_DELETE_S):
+                await self._node.layers.delete_objects(account_id, sha256s)
+        except TimeoutError as error:
+            text = "the object store takes too long to delete layers"
+            raise CapacityError(text) from error
 
     async def shrink_cache(self) -> None:
         """Remove files of layers that the object store has, until the rest is small enough."""

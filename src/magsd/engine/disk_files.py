@@ -114,18 +114,9 @@ def _is_quicker_by_data(source: int) -> bool:
 
 def copy_data(source: int, target: int, copy_extent: _Copying | None = None) -> None:
     """Copy what is no hole, also from one filesystem to another. Raises `OSError`."""
-    size = os.fstat(source).st_size
-    os.truncate(target, size)
+    os.truncate(target, os.fstat(source).st_size)
     copy_extent = copy_extent or _copy_by_kernel
-    at = 0
-    while at < size:
-        try:
-            at = os.lseek(source, at, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # nothing but a hole is left
-                return
-            raise
-        end = os.lseek(source, at, os.SEEK_HOLE)
+    for at, end in _data_of(source):
         try:
             copy_extent(source, target, at, end)
         except OSError as error:
@@ -133,6 +124,42 @@ def copy_data(source: int, target: int, copy_extent: _Copying | None = None) -> 
                 raise
             copy_extent = _copy_by_hand
             copy_extent(source, target, at, end)
+
+
+def pieces_of(file: int, most_bytes: int) -> Iterator[tuple[int, int]]:
+    """Yield where a file's first data lies, and how many bytes: pieces that are not large.
+
+    Raises `OSError`.
+    """
+    for at, end in _data_of(file):
+        while at < end and most_bytes > 0:
+            size = min(_PIECE_BYTES, end - at, most_bytes)
+            yield at, size
+            at, most_bytes = at + size, most_bytes - size
+        if most_bytes <= 0:
+            return
+
+
+def will_need(file: int, at: int, size_bytes: int) -> None:
+    """Have the kernel read part of a file, in large pieces, while others go on. Raises `OSError`.
+
+    A filesystem in an image asks for one file after another, and waits for each.
+    """
+    os.posix_fadvise(file, at, size_bytes, os.POSIX_FADV_WILLNEED)
+
+
+def _data_of(file: int) -> Iterator[tuple[int, int]]:
+    """Yield where a file has data, from and to. Raises `OSError`."""
+    at, size = 0, os.fstat(file).st_size
+    while at < size:
+        try:
+            at = os.lseek(file, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # nothing but a hole is left
+                return
+            raise
+        end = os.lseek(file, at, os.SEEK_HOLE)
+        yield at, end
         at = end
 
 

@@ -9,12 +9,20 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Final
 
-from magsd.aio import finish
-from magsd.engine import gvisor_spec, mounts
+import structlog
+
+from magsd.aio import Tasks, finish
+from magsd.engine import disk_files, gvisor_spec, mounts
 from magsd.engine.base import Capture
 from magsd.engine.record import VmRecord
 from magsd.guest.shim import ShimConnection
+
+_AHEAD_BYTES: Final = 1 << 30
+_AHEAD_SHARE: Final = 16
+"""And no more than this part of a machine's memory: others need it too."""
+_log: Final = structlog.get_logger()
 
 
 class FreezerHolding:
@@ -68,7 +76,29 @@ async def upper_of(disk: int, held: AsyncExitStack) -> Capture:
     mounted: list[int] = []
     held.push_async_callback(_close, mounted)
     await finish(asyncio.to_thread(_mount, disk, mounted))
+    _begin_to_read(disk, held)  # Not before: mounting would have to wait for much of it.
     return Capture(directory=Path(f"/proc/{os.getpid()}/fd/{mounted[-1]}"))
+
+
+def _begin_to_read(disk: int, held: AsyncExitStack) -> None:
+    """Have an image in memory soon: a copy by reference has nothing there of what it is a copy of."""
+    tasks = Tasks(_report)
+    held.push_async_callback(tasks.aclose)
+    tasks.spawn("read ahead", _read_ahead(disk))
+
+
+async def _read_ahead(disk: int) -> None:
+    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    most_bytes = min(_AHEAD_BYTES, memory_bytes // _AHEAD_SHARE)
+    # What is not read ahead is read when it is asked for.
+    with contextlib.suppress(OSError):
+        for at, size in disk_files.pieces_of(disk, most_bytes):
+            # One by one: a slow disk must not keep a thread from others for long.
+            await finish(asyncio.to_thread(disk_files.will_need, disk, at, size))
+
+
+def _report(name: str, error: BaseException) -> None:
+    _log.error("task_failed", task=name, exc_info=error)
 
 
 def _mount(disk: int, mounted: list[int]) -> None:

@@ -11,8 +11,10 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -26,13 +28,16 @@ from magsd.storage.objects import Head, ObjectStore
 
 _MIN_BYTES: Final = 64 << 10
 _AVERAGE_BYTES: Final = 256 << 10
-_MAX_BYTES: Final = 1 << 20
+LARGEST_BYTES: Final = 1 << 20
+"""Of a chunk."""
 _FORMAT: Final = 1
 _LIST_ENTRY_BYTES: Final = 96
 _LIST_BYTES: Final = 64 << 20
 _SHA256: Final = re.compile("[0-9a-f]{64}")
 _AT_ONCE: Final = 6
 """Chunks on their way for one layer."""
+_LOOKED_FOR: Final = 16
+"""Chunks that are looked for in the store in one go."""
 
 _Item = TypeVar("_Item")
 
@@ -55,14 +60,30 @@ class Chunk:
 
 
 def cut(file: Path) -> list[Chunk]:
-    """Return the chunks of a file. Blocks: about 1.5 s for 1 GB."""
-    cutter = FastCDC(avg_size=_AVERAGE_BYTES, min_size=_MIN_BYTES, max_size=_MAX_BYTES)
+    """Return the chunks of a file. Blocks: about 1 s for 1 GB."""
     # Not mapped: its pages would count as this process's memory.
     with file.open("rb", buffering=0) as stream:
         return [
             Chunk(hashlib.sha256(found.data).hexdigest(), found.offset, found.length)
-            for found in cutter.cut_stream(stream)
+            for found in _cutter().cut_stream(stream)
         ]
+
+
+def cut_piece(content: memoryview, offset: int) -> list[Chunk]:
+    """Return the chunks that lie in a piece of a file, which begins at `offset` as one of them does.
+
+    What they leave of the piece is where one begins that ends beyond it: there is none where the
+    piece is smaller than `LARGEST_BYTES`.
+    """
+    found = [(each.offset, each.length) for each in _cutter().cut_buf(content)][:-1]
+    return [
+        Chunk(hashlib.sha256(content[at : at + length]).hexdigest(), offset + at, length)
+        for at, length in found
+    ]
+
+
+def _cutter() -> FastCDC:
+    return FastCDC(avg_size=_AVERAGE_BYTES, min_size=_MIN_BYTES, max_size=LARGEST_BYTES)
 
 
 async def is_stored(objects: ObjectStore, account_id: AccountId, layer: Layer) -> bool:
@@ -75,34 +96,55 @@ async def send(
     account_id: AccountId,
     layer: Layer,
     file: Path,
+    chunks: Sequence[Chunk],
     progress: Callable[[int], None],
 ) -> int:
-    """Put a layer's file into the store; return how many bytes were sent.
+    """Put a layer's file, which consists of `chunks`, into the store; return how many bytes were
+    sent.
 
     `progress` is told how many bytes of the layer are there. Raises
     `CapacityError` while the store is away.
     """
-    if await is_stored(objects, account_id, layer):
-        progress(layer.size_bytes)
-        return 0
-    chunks = await asyncio.to_thread(cut, file)
     done_bytes = sent_bytes = 0
 
-    async def send_one(chunk: Chunk) -> None:
+    def is_there(chunk: Chunk, was_sent: bool) -> None:
         nonlocal done_bytes, sent_bytes
-        chunk_key = _chunk_key(account_id, chunk.sha256)
-        if await _size(objects, chunk_key) != chunk.size_bytes:
-            await objects.put(chunk_key, await asyncio.to_thread(_read, file, chunk))
-            sent_bytes += chunk.size_bytes
         done_bytes += chunk.size_bytes
+        sent_bytes += chunk.size_bytes if was_sent else 0
         progress(done_bytes)
 
-    await _for_each({chunk.sha256: chunk for chunk in chunks}.values(), send_one)
+    await send_missing(objects, account_id, chunks, partial(_read, file), is_there)
     record = {"format": _FORMAT, "chunks": [[chunk.sha256, chunk.size_bytes] for chunk in chunks]}
     content = json.dumps(record, separators=(",", ":")).encode()
     await objects.put(_list_key(account_id, layer.sha256), content)
     progress(layer.size_bytes)
     return sent_bytes + len(content)
+
+
+async def send_missing(
+    objects: ObjectStore,
+    account_id: AccountId,
+    chunks: Iterable[Chunk],
+    read: Callable[[Chunk], bytes],
+    is_there: Callable[[Chunk, bool], None],
+) -> None:
+    """Put those chunks into the store that are not there.
+
+    `read` returns the content of one, in a thread; `is_there` is told of each, and whether it was
+    sent. Raises `CapacityError` while the store is away.
+    """
+    different = iter({chunk.sha256: chunk for chunk in chunks}.values())
+
+    async def send_some(some: Sequence[Chunk]) -> None:
+        keys = [_chunk_key(account_id, chunk.sha256) for chunk in some]
+        sizes = await objects.sizes(keys)
+        for key, chunk in zip(keys, some, strict=True):
+            is_missing = sizes.get(key) != chunk.size_bytes
+            if is_missing:
+                await objects.put(key, await asyncio.to_thread(read, chunk))
+            is_there(chunk, is_missing)
+
+    await _for_each(iter(lambda: list(islice(different, _LOOKED_FOR)), []), send_some)
 
 
 async def fetch(

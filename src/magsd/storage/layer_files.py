@@ -23,7 +23,6 @@ from typing import Final, Self
 from magsd.model.errors import CapacityError
 from magsd.model.layers import Layer
 from magsd.storage.images import file_sha256, sync_directory, sync_file
-from magsd.storage.layer_chunks import DamagedLayerError
 
 _STAGING: Final = ".staging"
 _STORED: Final = ".stored"
@@ -124,28 +123,25 @@ class LayerFiles:
             self._whole[path] = seen
         return True
 
-    def put(self, staged: Path, sha256: str = "") -> Layer:
-        """Give a staged file its place; durable on return. Blocks: it reads the file.
+    def put(self, staged: Path, sha256: str) -> Layer:
+        """Give a staged file, which the caller knows to be `sha256`, its place; durable on return.
 
-        Raises `DamagedLayerError` when it is another than `sha256`, `CapacityError`.
+        Blocks. Raises `CapacityError`.
         """
         with disk_errors():
             return self._put(staged, sha256)
 
     def _put(self, staged: Path, sha256: str) -> Layer:
-        found = file_sha256(staged)
-        if sha256 and found != sha256:
-            raise DamagedLayerError(sha256, "it is not what was put into the object store")
-        path = self.path(found)
+        path = self.path(sha256)
         seen = _Fingerprint.of_any(path)
         if seen is not None and self._whole.get(path) == seen:
-            return Layer(found, seen.size_bytes)
+            return Layer(sha256, seen.size_bytes)
         staged.chmod(0o400)
         sync_file(staged)
         staged.replace(path)
         sync_directory(self._layers)
         self._whole[path] = seen = _Fingerprint.of(path)
-        return Layer(found, seen.size_bytes)
+        return Layer(sha256, seen.size_bytes)
 
     def mark_stored(self, sha256: str, used_at: datetime) -> None:
         """Note that a layer is in the object store, and was used then."""

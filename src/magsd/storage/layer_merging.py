@@ -30,8 +30,11 @@ TAR: Final = (
     "--xattrs",
     "--xattrs-include=*",
     "--warning=no-file-ignored",
+    "--blocking-factor=512",
 )
 """Reads a directory as `tar_repack` understands it; the same directory gives the same bytes.
+
+It writes 256 KiB at once, for pipes that hold more than the few it would otherwise.
 
 A squashfs has whole seconds, as the plain header has; a record for the rest of them would be
 half of the work.

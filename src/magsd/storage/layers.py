@@ -8,7 +8,7 @@ the caller to know.
 
 import asyncio
 import os
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -21,21 +21,25 @@ from collections.abc import (
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from magsd.aio import Clock
 from magsd.model.errors import CapacityError, MagsError
 from magsd.model.layers import Layer
 from magsd.model.names import AccountId
 from magsd.storage import layer_chunks, layer_packing
-from magsd.storage.layer_chunks import DamagedLayerError
+from magsd.storage.images import file_sha256, sync_file
+from magsd.storage.layer_ahead import AheadSender
+from magsd.storage.layer_chunks import Chunk, DamagedLayerError
 from magsd.storage.layer_files import LayerFiles, disk_errors
 from magsd.storage.objects import ObjectStore
 from magsd.storage.tar_rules import TarLimits
 
 __all__ = ["DamagedLayerError", "LayerStore", "TarLimits", "disk_errors"]
 
-
-_LEND_TRIES = 3
+_LEND_TRIES: Final = 3
+_CHUNKS_KEPT: Final = 20_000
+"""In memory, of layers that are to be uploaded: of 6 GB. Others are cut again."""
 
 
 @dataclass
@@ -45,6 +49,16 @@ class _Fetch:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     users: int = 0
     error: MagsError | None = None
+
+
+@dataclass(slots=True)
+class _Packed:
+    """What is known of a layer that was packed here and not uploaded since."""
+
+    chunks: Sequence[Chunk]
+    account_id: AccountId | None = None
+    ahead_bytes: int = 0
+    """What was sent for the account already."""
 
 
 class LayerStore:
@@ -64,6 +78,10 @@ class LayerStore:
         self._clock = clock
         self._cache_bytes = cache_bytes
         self._fetches: dict[tuple[AccountId, str], _Fetch] = {}
+        self._ahead = AheadSender(objects, clock)
+        self._packed: OrderedDict[str, _Packed] = OrderedDict()
+        self.untidy: set[AccountId] = set()
+        """Accounts for which something was sent that is of no layer: see `delete_objects`."""
         self._sending: Counter[AccountId] = Counter()
         self._deleting: set[AccountId] = set()
         self._turn = asyncio.Event()
@@ -72,14 +90,18 @@ class LayerStore:
         """Return where a layer lies on this machine, or would lie."""
         return self._files.path(sha256)
 
-    async def pack_directory(self, directory: Path) -> Layer | None:
+    async def pack_directory(
+        self, directory: Path, *, account_id: AccountId | None = None
+    ) -> Layer | None:
         """Make a layer of an overlay's upper directory that the host wrote; None: nothing in it.
 
-        The same content gives the same layer. It is here, durably, on return.
-        Raises `MagsError` when the directory cannot be read, `TooLargeError`
+        The same content gives the same layer. It is here, durably, on return. With an
+        account, whose layer it will be, much of it is in the object store by then. Raises `MagsError` when the directory cannot be read, `TooLargeError`
         for files whose sizes, holes counted, are beyond measure.
         """
-        return await self._pack(lambda into: layer_packing.pack_directory(directory, into))
+        return await self._pack(
+            lambda into: layer_packing.pack_directory(directory, into), account_id
+        )
 
     async def pack_tar(self, tar: AsyncIterator[bytes], limits: TarLimits) -> Layer | None:
         """Make a layer of an archive from a guest; None: nothing in it. Durable on return.
@@ -140,7 +162,7 @@ class LayerStore:
         paths = [self.path(layer.sha256) for layer in layers]
         with self._files.staging() as folder:
             await layer_packing.pack_merged(paths, folder, folder / "packed")
-            return await asyncio.to_thread(self._files.put, folder / "packed")
+            return await self._placed(folder / "packed")
 
     async def upload(
         self,
@@ -157,16 +179,30 @@ class LayerStore:
         sent again.
         """
         is_here = await self._files.is_whole(layer)
+        progress = progress or _ignore
         async with self._send_turn(account_id):
-            if not is_here:
-                if not await layer_chunks.is_stored(self._objects, account_id, layer):
-                    raise _damaged_here(layer)
-                return 0
-            sent_bytes = await layer_chunks.send(
-                self._objects, account_id, layer, self.path(layer.sha256), progress or _ignore
-            )
-        self._files.mark_stored(layer.sha256, self._clock.now())
+            is_stored = await layer_chunks.is_stored(self._objects, account_id, layer)
+            if not is_here and not is_stored:
+                raise _damaged_here(layer)
+            sent_bytes = 0 if is_stored else await self._send(account_id, layer, progress)
+        progress(layer.size_bytes)
+        if is_here:
+            self._files.mark_stored(layer.sha256, self._clock.now())
+        packed = self._packed.pop(layer.sha256, None)
+        if packed is not None and packed.account_id == account_id:
+            sent_bytes += packed.ahead_bytes
         return sent_bytes
+
+    async def _send(
+        self, account_id: AccountId, layer: Layer, progress: Callable[[int], None]
+    ) -> int:
+        """Put a layer into the store that is here and not there."""
+        path, packed = self.path(layer.sha256), self._packed.get(layer.sha256)
+        if packed is None:
+            chunks: Sequence[Chunk] = await asyncio.to_thread(layer_chunks.cut, path)
+        else:
+            chunks = packed.chunks
+        return await layer_chunks.send(self._objects, account_id, layer, path, chunks, progress)
 
     async def ensure(self, account_id: AccountId, layer: Layer) -> Path:
         """Return the file of a layer, whole: fetched if it is not here.
@@ -218,15 +254,44 @@ class LayerStore:
         try:
             with disk_errors(), self._files.staging() as folder:
                 await layer_chunks.delete(self._objects, account_id, sha256s, folder)
+            self.untidy.discard(account_id)
         finally:
             self._deleting.discard(account_id)
             self._turn.set()
 
-    async def _pack(self, pack: Callable[[Path], Awaitable[bool]]) -> Layer | None:
+    async def _pack(
+        self, pack: Callable[[Path], Awaitable[bool]], account_id: AccountId | None = None
+    ) -> Layer | None:
         with self._files.staging() as folder:
-            if not await pack(folder / "packed"):
-                return None
-            return await asyncio.to_thread(self._files.put, folder / "packed")
+            packed = folder / "packed"
+            if account_id is None:
+                return await self._placed(packed) if await pack(packed) else None
+            layer = None
+            async with self._ahead.following(account_id, packed) as ahead:
+                try:
+                    if await pack(packed):
+                        layer = await self._placed(packed)
+                finally:
+                    if layer is None and ahead.sent_bytes:
+                        self.untidy.add(account_id)
+            if layer is not None and (known := self._packed.get(layer.sha256)) is not None:
+                known.account_id, known.ahead_bytes = account_id, ahead.sent_bytes
+            return layer
+
+    async def _placed(self, staged: Path) -> Layer:
+        """Give a file that was packed its place; it is cut too, while it is in memory."""
+        with disk_errors():
+            # At once: each keeps a processor or the disk busy.
+            sha256, chunks, _ = await asyncio.gather(
+                asyncio.to_thread(file_sha256, staged),
+                asyncio.to_thread(layer_chunks.cut, staged),
+                asyncio.to_thread(sync_file, staged),
+            )
+        layer = await asyncio.to_thread(self._files.put, staged, sha256)
+        self._packed[sha256] = _Packed(chunks)
+        while sum(len(each.chunks) for each in self._packed.values()) > _CHUNKS_KEPT:
+            self._packed.popitem(last=False)
+        return layer
 
     async def _check_here(self, layer: Layer) -> None:
         if not await self._files.is_whole(layer):
@@ -242,6 +307,9 @@ class LayerStore:
                 staged, parts = folder / "whole", folder / "parts"
                 parts.mkdir()
                 await layer_chunks.fetch(self._objects, account_id, layer, staged, parts)
+                if await asyncio.to_thread(file_sha256, staged) != layer.sha256:
+                    problem = "it is not what was put into the object store"
+                    raise DamagedLayerError(layer.sha256, problem)
                 await asyncio.to_thread(self._files.put, staged, layer.sha256)
         except MagsError as error:
             fetch.error = error

@@ -15,8 +15,9 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -138,6 +139,15 @@ class ObjectStore(ABC):
         )
         return Head(key, found["size"])
 
+    async def sizes(self, keys: Sequence[str]) -> dict[str, int]:
+        """Return how many bytes those of some objects have that are there.
+
+        Looks for one after another: a bucket takes as long as it takes for that many heads.
+        """
+        for key in keys:
+            _check(key)
+        return await self._run(lambda: dict(self._sizes(keys)), not_found="")
+
     async def list(self, prefix: str) -> AsyncIterator[Head]:
         """Yield the objects below the folder `prefix`, in no order."""
         _check(prefix)
@@ -168,6 +178,11 @@ class ObjectStore(ABC):
 
     @abstractmethod
     def _put(self, key: str, content: bytes | Path) -> None: ...
+
+    def _sizes(self, keys: Sequence[str]) -> Iterator[tuple[str, int]]:
+        for key in keys:
+            with suppress(FileNotFoundError):
+                yield key, obstore.head(self._store, key)["size"]
 
     def _get(self, key: str, into: Path, limit_bytes: int) -> Fetched:
         digest, size_bytes = hashlib.sha256(), 0
@@ -241,6 +256,14 @@ class DirectoryStore(ObjectStore):
             self._move(staged, target)
         finally:
             staged.unlink(missing_ok=True)
+
+    @override
+    def _sizes(self, keys: Sequence[str]) -> Iterator[tuple[str, int]]:
+        for key in keys:
+            with suppress(FileNotFoundError):
+                found = (self._root / key).stat()
+                if stat.S_ISREG(found.st_mode):
+                    yield key, found.st_size
 
     def _move(self, staged: Path, target: Path) -> None:
         # A folder that was found may be gone again: the last object in it was deleted.

@@ -7,6 +7,7 @@ run, and what its failure means, is the caller's.
 
 import asyncio
 import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -22,6 +23,9 @@ from magsd.model.errors import CapacityError, MagsError
 _NICE: Final = ("nice", "-n", "5")
 _TAIL_BYTES: Final = 2000
 _PIECE_BYTES: Final = 1 << 18
+_PIPE_BYTES: Final = 1 << 20
+"""What a pipe may hold: with 64 KiB, as the kernel has it, programs wait for each other all the
+time."""
 _IN_NEED: Final = {
     errno.EAGAIN,
     errno.EDQUOT,
@@ -119,6 +123,7 @@ class _Running:
         if self._process.stdout is not None:
             self.output = os.dup(self._process.stdout.fileno())
             self._process.stdout.close()
+            _widen(self.output)
         self._has_ended = asyncio.Event()
         self._pidfd = os.pidfd_open(self._process.pid)
         asyncio.get_running_loop().add_reader(self._pidfd, self._has_ended.set)
@@ -151,6 +156,12 @@ class _Running:
         self._errors.close()
 
 
+def _widen(pipe: int) -> None:
+    # One that stays narrow is slower, and no more.
+    with suppress(OSError):
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+
+
 def _no_start(name: str, error: OSError) -> MagsError:
     kind = CapacityError if error.errno in _IN_NEED else MagsError
     return kind(f"{name} cannot be started", str(error))
@@ -166,6 +177,8 @@ def _start_all(
     """Start all, append them to `running`, return what to write the first one's input to."""
     reading, writing = os.pipe2(os.O_CLOEXEC) if is_fed else (subprocess.DEVNULL, None)
     try:
+        if writing is not None:
+            _widen(writing)
         for command in commands:
             is_last = command is commands[-1] and not is_read
             started = _Running(command, reading, is_last=is_last)

@@ -9,6 +9,7 @@ of no layer goes with what other uploads leave unfinished.
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -33,15 +34,20 @@ _AT_ONCE: Final = 2
 _log: Final = structlog.get_logger()
 
 
-@dataclass(slots=True)
 class Ahead:
     """What was sent of one layer ahead of its upload."""
 
-    sent_bytes: int = 0
+    def __init__(self) -> None:
+        self.sent_bytes = 0
+        """With what is on its way, and with what turned out not to arrive."""
+        self.has_begun = False
+        """Whether there may be something in the store."""
+        self._lock = threading.Lock()
 
-    def count(self, chunk: Chunk, was_sent: bool) -> None:
-        """Take note of a chunk that is in the store."""
-        self.sent_bytes += chunk.size_bytes if was_sent else 0
+    def count(self, size_bytes: int) -> None:
+        """Take note of what is about to be sent."""
+        with self._lock:
+            self.sent_bytes += size_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +55,11 @@ class _Piece:
     offset: int
     content: memoryview
     chunks: list[Chunk]
+    ahead: Ahead
 
     def read(self, chunk: Chunk) -> bytes:
-        """Return what was cut: in the file something else may be by now."""
+        """Return what was cut, to be sent: in the file something else may be by now."""
+        self.ahead.count(chunk.size_bytes)
         at = chunk.offset - self.offset
         return bytes(self.content[at : at + chunk.size_bytes])
 
@@ -89,10 +97,11 @@ class AheadSender:
             async with self._turn:
                 while True:
                     await self._until(file, offset + _PIECE_BYTES + _BEHIND_BYTES)
-                    piece = await asyncio.to_thread(_cut, file, offset)
-                    await layer_chunks.send_missing(
-                        self._objects, account_id, piece.chunks, piece.read, ahead.count
-                    )
+                    piece = await asyncio.to_thread(_cut, file, offset, ahead)
+                    ahead.has_begun = True
+                    # The first has the head in it.
+                    chunks = piece.chunks if offset else piece.chunks[1:]
+                    await layer_chunks.send_missing(self._objects, account_id, chunks, piece.read)
                     offset += sum(chunk.size_bytes for chunk in piece.chunks)
         except (MagsError, OSError) as error:
             _log.info("not_sent_ahead", why=repr(error))
@@ -111,7 +120,7 @@ def _size(file: Path) -> int:
         return 0
 
 
-def _cut(file: Path, offset: int) -> _Piece:
+def _cut(file: Path, offset: int, ahead: Ahead) -> _Piece:
     with file.open("rb", buffering=0) as opened:
         content = memoryview(os.pread(opened.fileno(), _PIECE_BYTES, offset))
-    return _Piece(offset, content, layer_chunks.cut_piece(content, offset))
+    return _Piece(offset, content, layer_chunks.cut_piece(content, offset), ahead)

@@ -126,7 +126,7 @@ async def send_missing(
     account_id: AccountId,
     chunks: Iterable[Chunk],
     read: Callable[[Chunk], bytes],
-    is_there: Callable[[Chunk, bool], None],
+    is_there: Callable[[Chunk, bool], None] = lambda _, __: None,
 ) -> None:
     """Put those chunks into the store that are not there.
 

@@ -272,7 +272,7 @@ class LayerStore:
                     if await pack(packed):
                         layer = await self._placed(packed)
                 finally:
-                    if layer is None and ahead.sent_bytes:
+                    if layer is None and ahead.has_begun:
                         self.untidy.add(account_id)
             if layer is not None and (known := self._packed.get(layer.sha256)) is not None:
                 known.account_id, known.ahead_bytes = account_id, ahead.sent_bytes

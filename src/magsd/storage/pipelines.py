@@ -106,11 +106,14 @@ class _Running:
             self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `end`
         except OSError as error:
             raise _no_start(self._name, error) from error
+        self.output = writing = subprocess.DEVNULL
         try:
+            if not is_last:
+                self.output, writing = _wide_pipe()
             self._process = subprocess.Popen(
                 [*_NICE, *command.argv],
                 stdin=reading,
-                stdout=subprocess.DEVNULL if is_last else subprocess.PIPE,
+                stdout=writing,
                 stderr=self._errors,
                 start_new_session=True,
                 pass_fds=tuple(command.pass_fds),
@@ -118,12 +121,10 @@ class _Running:
             )
         except OSError as error:
             self._errors.close()
+            _close(self.output)
             raise _no_start(self._name, error) from error
-        self.output = subprocess.DEVNULL
-        if self._process.stdout is not None:
-            self.output = os.dup(self._process.stdout.fileno())
-            self._process.stdout.close()
-            _widen(self.output)
+        finally:
+            _close(writing)
         self._has_ended = asyncio.Event()
         self._pidfd = os.pidfd_open(self._process.pid)
         asyncio.get_running_loop().add_reader(self._pidfd, self._has_ended.set)
@@ -156,10 +157,13 @@ class _Running:
         self._errors.close()
 
 
-def _widen(pipe: int) -> None:
+def _wide_pipe() -> tuple[int, int]:
+    """Return a pipe's ends, to read from and to write to."""
+    reading, writing = os.pipe2(os.O_CLOEXEC)
     # One that stays narrow is slower, and no more.
     with suppress(OSError):
-        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    return reading, writing
 
 
 def _no_start(name: str, error: OSError) -> MagsError:
@@ -175,10 +179,8 @@ def _start_all(
     is_read: bool = False,
 ) -> int | None:
     """Start all, append them to `running`, return what to write the first one's input to."""
-    reading, writing = os.pipe2(os.O_CLOEXEC) if is_fed else (subprocess.DEVNULL, None)
+    reading, writing = _wide_pipe() if is_fed else (subprocess.DEVNULL, None)
     try:
-        if writing is not None:
-            _widen(writing)
         for command in commands:
             is_last = command is commands[-1] and not is_read
             started = _Running(command, reading, is_last=is_last)

@@ -7,6 +7,7 @@ import io
 import os
 import signal
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 
 from magsd.model.errors import CapacityError, InvalidError, MagsError
 from magsd.storage.layers import LayerStore, TarLimits
+from magsd.storage.pipelines import Command, run_pipeline
 from tests.integration.storage.held_parts import packed
 
 LARGE = os.urandom(3 << 20)
@@ -100,6 +102,23 @@ def children():
     """The processes that this one has begun and not reaped."""
     tasks = Path("/proc/self/task").glob("*/children")
     return {pid for task in tasks for pid in task.read_text().split()}
+
+
+async def test_programs_do_not_wait_for_each_other_all_the_time(tmp_path):
+    """Pipes that are wide for them; what they hold is told by the one in the middle."""
+    told = tmp_path / "told"
+    look = (
+        "import fcntl, sys; held = [fcntl.fcntl(each, fcntl.F_GETPIPE_SZ) for each in (0, 1)]; "
+        "open(sys.argv[1], 'w').write(str(min(held)))"
+    )
+
+    async def nothing():
+        yield b"x"
+
+    commands = [Command([sys.executable, "-c", look, str(told)]), Command(["cat"])]
+    ended = await run_pipeline(commands, nothing())
+    assert [each.exit_code for each in ended] == [0, 0]
+    assert int(told.read_text()) == 1 << 20
 
 
 async def test_a_cancelled_pack_leaves_no_process(layers, tmp_path):

@@ -65,6 +65,16 @@ async def test_what_was_put_is_there_until_it_is_deleted(store, tmp_path):
     assert store.trouble is None
 
 
+async def test_of_many_objects_those_are_known_that_are_there(store):
+    await store.put("a/b/one", b"1")
+    await store.put("a/b/empty", b"")
+    keys = ["a/b/one", "a/b/none", "a/b", "a/b/empty", "other/one"]
+    assert await store.sizes(keys) == {"a/b/one": 1, "a/b/empty": 0}
+    assert await store.sizes([]) == {}
+    with pytest.raises(InvalidError):
+        await store.sizes(["a/b/one", "../b/one"])
+
+
 async def test_a_list_is_of_one_folder(store):
     keys = [f"logs/a/{number}" for number in range(7)]
     for key in (*keys, "logs/ab/1", "other"):

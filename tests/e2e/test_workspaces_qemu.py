@@ -7,6 +7,9 @@ import pytest
 from tests.e2e.engines import serving_on
 from tests.e2e.server import Server
 from tests.e2e.test_workspace_faults import (
+    test_a_full_disk_inside_is_an_error_there_and_what_was_written_is_kept as test_full_disk,
+)
+from tests.e2e.test_workspace_faults import (
     test_awkward_files_come_back as test_awkward,
 )
 from tests.e2e.test_workspace_faults import (
@@ -21,7 +24,15 @@ from tests.e2e.test_workspaces import (
     test_what_a_job_changed_is_there_for_the_next as test_changes,
 )
 
-__all__ = ["test_awkward", "test_changes", "test_failed", "test_fork", "test_hostile", "test_sync"]
+__all__ = [
+    "test_awkward",
+    "test_changes",
+    "test_failed",
+    "test_fork",
+    "test_full_disk",
+    "test_hostile",
+    "test_sync",
+]
 
 
 @pytest.fixture(scope="module")

@@ -35,9 +35,7 @@ _LIST_ENTRY_BYTES: Final = 96
 _LIST_BYTES: Final = 64 << 20
 _SHA256: Final = re.compile("[0-9a-f]{64}")
 _AT_ONCE: Final = 6
-"""Chunks on their way for one layer."""
-_LOOKED_FOR: Final = 16
-"""Chunks that are looked for in the store in one go."""
+"""Batches of objects on their way for one layer."""
 
 _Item = TypeVar("_Item")
 
@@ -138,13 +136,17 @@ async def send_missing(
     async def send_some(some: Sequence[Chunk]) -> None:
         keys = [_chunk_key(account_id, chunk.sha256) for chunk in some]
         sizes = await objects.sizes(keys)
+        missing = {
+            key: chunk
+            for key, chunk in zip(keys, some, strict=True)
+            if sizes.get(key) != chunk.size_bytes
+        }
+        if missing:
+            await objects.put_all((key, read(chunk)) for key, chunk in missing.items())
         for key, chunk in zip(keys, some, strict=True):
-            is_missing = sizes.get(key) != chunk.size_bytes
-            if is_missing:
-                await objects.put(key, await asyncio.to_thread(read, chunk))
-            is_there(chunk, is_missing)
+            is_there(chunk, key in missing)
 
-    await _for_each(iter(lambda: list(islice(different, _LOOKED_FOR)), []), send_some)
+    await _for_each(iter(lambda: list(islice(different, objects.batch)), []), send_some)
 
 
 async def fetch(

@@ -67,6 +67,7 @@ _STEPS: tuple[tuple[Any, str, Callable[..., str]], ...] = (
     (log_places, "_remove", lambda entry: "remove a file"),
     (log_places, "_move", lambda *_: "move a journal"),
     (ObjectStore, "put", lambda *_: "store an object"),
+    (ObjectStore, "put_all", lambda *_: "store an object or more"),
     (ObjectStore, "delete", lambda *_: "delete an object"),
 )
 

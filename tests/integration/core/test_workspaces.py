@@ -133,14 +133,13 @@ async def test_a_store_that_fails_in_the_middle_delays_versions_and_loses_none(
     async with weak_store(request, hasty, kind) as store:
         await set_up(hasty, store.settings)
         assert (await wrote(hasty, "a")).workspace_synced
-        put = hasty.objects.put
+        put_all = hasty.objects.put_all
 
-        async def put_and_fail(key, content):
-            await put(key, content)
-            if "/chunks/" in key:
-                store.fail()
+        async def put_and_fail(chunks):
+            await put_all(chunks)
+            store.fail()
 
-        monkeypatch.setattr(hasty.objects, "put", put_and_fail)
+        monkeypatch.setattr(hasty.objects, "put_all", put_and_fail)
         copy = hasty.directory / "copy"
         job = await wrote(hasty, "b", f"{LARGE} | tee {copy}")
         assert (job.exit_code, job.workspace_synced) == (0, False), job
@@ -177,6 +176,19 @@ async def test_what_has_left_this_machine_can_be_forked_and_restored(service):
         await until_stored(service, name)
         assert set(await states(service, name)) == {"live"}
         assert (await service.run("true", workspace_id=name)).exit_code == 0
+
+
+async def test_what_was_sent_of_a_capture_that_failed_is_removed(service):
+    """It is in no database: whoever sent it tells."""
+    assert (await wrote(service, "a")).workspace_synced
+    version = (await versions(service))[0]
+    stray = f"layers/{version.account_id}/chunks/{'e' * 64}"
+    await service.objects.put(stray, b"sent ahead, and the capture was refused")
+    service.node.layers.untidy.add(version.account_id)
+    await WorkspaceUpkeep(service.node).delete_unneeded()
+    assert await service.objects.sizes([stray]) == {}
+    assert await files_of(service.objects, version) == {"a": "\n"}
+    assert service.node.layers.untidy == set()
 
 
 async def test_a_version_that_was_damaged_is_told_and_holds_up_nothing(hasty, monkeypatch):

@@ -42,6 +42,15 @@ class CountingStore(DirectoryStore):
         await self._held()
         await super().put(key, content)
 
+    async def put_all(self, objects):
+        def counted():
+            for each in objects:
+                self.puts += 1
+                yield each
+
+        await self._held()
+        await super().put_all(counted())
+
     async def get(self, key, into, *, limit_bytes):
         self.gets += 1
         await self._held()

@@ -146,9 +146,9 @@ async def test_what_was_sent_of_no_layer_is_known_until_it_is_removed(
 async def test_a_store_that_is_away_delays_no_layer(layers, elsewhere, upper, objects, monkeypatch):
     (upper / "a").write_bytes(LARGE)
     is_tried = asyncio.Event()
-    put, pack = objects.put, layer_packing.pack_directory
+    put_all, pack = objects.put_all, layer_packing.pack_directory
 
-    async def away(key, content):
+    async def away(objects):
         is_tried.set()
         raise CapacityError("the object store cannot be used now")
 
@@ -158,12 +158,12 @@ async def test_a_store_that_is_away_delays_no_layer(layers, elsewhere, upper, ob
             await is_tried.wait()
         return packed
 
-    monkeypatch.setattr(objects, "put", away)
+    monkeypatch.setattr(objects, "put_all", away)
     monkeypatch.setattr(layer_packing, "pack_directory", packing)
     layer = await layers.pack_directory(upper, account_id=ACCOUNT)
     with pytest.raises(CapacityError):
         await layers.upload(ACCOUNT, layer)
-    monkeypatch.setattr(objects, "put", put)
+    monkeypatch.setattr(objects, "put_all", put_all)
     assert await layers.upload(ACCOUNT, layer) > layer.size_bytes
     assert await restored(elsewhere, layers, layer)
 

@@ -75,6 +75,29 @@ async def test_of_many_objects_those_are_known_that_are_there(store):
         await store.sizes(["a/b/one", "../b/one"])
 
 
+async def test_what_was_put_with_others_is_there(store, tmp_path):
+    wanted = {f"a/{number % 3}/{number}": os.urandom(100_000) for number in range(20)}
+    await store.put("a/0/0", b"replaced")
+    await store.put_all(iter(wanted.items()))
+    for key, content in wanted.items():
+        assert await fetched(store, key, tmp_path / "got") == content
+    await store.put_all([])
+
+
+async def test_of_many_an_error_leaves_each_whole_or_not_there(store, tmp_path):
+    def some():
+        yield "a/one", b"1" * 1000
+        raise OSError("cannot be read")
+
+    with pytest.raises(CapacityError):
+        await store.put_all(some())
+    assert await store.sizes(["a/one"]) in ({}, {"a/one": 1000})
+    with pytest.raises(InvalidError):
+        await store.put_all([("../a", b"")])
+    await store.put_all([("a/one", b"2")])
+    assert await fetched(store, "a/one", tmp_path / "got") == b"2"
+
+
 async def test_a_list_is_of_one_folder(store):
     keys = [f"logs/a/{number}" for number in range(7)]
     for key in (*keys, "logs/ab/1", "other"):

@@ -59,7 +59,9 @@ async def test_what_an_unfinished_put_left_is_cleared_and_never_listed(tmp_path)
     await store.aclose()
 
 
-async def test_everything_is_synced_before_it_counts(tmp_path, monkeypatch):
+@pytest.fixture
+def steps(tmp_path, monkeypatch):
+    """What is synced and renamed below the directory of a test, in its order."""
     steps = []
     sync, rename = os.fsync, type(tmp_path).rename
 
@@ -74,6 +76,10 @@ async def test_everything_is_synced_before_it_counts(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", watched_sync)
     monkeypatch.setattr(type(tmp_path), "rename", watched_rename)
+    return steps
+
+
+async def test_everything_is_synced_before_it_counts(tmp_path, steps):
     store = DirectoryStore(tmp_path)
     await store.put("a/b/c", b"")
     await store.aclose()
@@ -84,6 +90,16 @@ async def test_everything_is_synced_before_it_counts(tmp_path, monkeypatch):
         "rename /a/b/c",
         "sync /a/b",
     ]
+
+
+async def test_of_many_none_counts_before_all_are_synced(tmp_path, steps):
+    store = DirectoryStore(tmp_path)
+    await store.put_all([("a/b", b"1"), ("a/c", b"2"), ("d", b"3")])
+    await store.aclose()
+    staged = ["sync /.staging/staged"] * 3
+    assert steps[:4] == [*staged, "sync /"]
+    assert steps[4:7] == ["rename /a/b", "rename /a/c", "rename /d"]
+    assert sorted(steps[7:]) == ["sync /", "sync /a"]
 
 
 async def test_a_directory_that_cannot_be_written_is_trouble_that_passes(tmp_path):

@@ -1,12 +1,13 @@
 """Making layer files: squashfs images of what a VM changed.
 
-Both ways go through one narrow place: an archive, which `tar_repack` checks
-and writes anew, becomes a squashfs. So the same content gives the same bytes,
-and nothing of a guest's is ever unpacked on the host.
+Both ways go through one narrow place: entries are checked by `tar_rules` and
+written as an archive, which becomes a squashfs. So the same content gives the
+same bytes, and nothing of a guest's is ever unpacked on the host.
 
-`tar` reads a directory and not `mksquashfs`, which takes 16 s for the holes
-of a file of 10 GB. Fragments and order make for few changed bytes in the file
-when little has changed in the directory.
+A directory is read by a program of ours. `mksquashfs` takes 16 s for the holes
+of a file of 10 GB, and `tar` waits for each file before it asks for the next,
+which a disk that was copied by reference makes slow. Fragments and order make
+for few changed bytes in the file when little has changed in the directory.
 """
 
 import os
@@ -17,8 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from magsd.model.errors import CapacityError, InvalidError, MagsError, TooLargeError
-from magsd.storage import root_import, tar_repack
-from magsd.storage.layer_merging import TAR
+from magsd.storage import directory_pack, root_import, tar_repack
 from magsd.storage.pipelines import Command, Ended, run_pipeline
 from magsd.storage.tar_rules import TarLimits
 
@@ -52,10 +52,9 @@ async def pack_directory(directory: Path, into: Path) -> bool:
     except OSError as error:
         raise MagsError("the changes cannot be read", str(error)) from error
     try:
-        read = [*TAR, f"--directory=/proc/self/fd/{descriptor}", "."]
-        return await _pack(
-            [Command(read, (descriptor,)), _repack(_OUR_LIMITS, is_ours=True), _squash(into)], None
-        )
+        words = directory_pack.arguments(descriptor, _OUR_LIMITS)
+        read = Command([*_PYTHON, "magsd.storage.directory_pack", *words], (descriptor,))
+        return await _pack([read, _squash(into)], None)
     finally:
         os.close(descriptor)
 
@@ -67,7 +66,7 @@ async def pack_tar(tar: AsyncIterator[bytes], limits: TarLimits, into: Path) -> 
     `TooLargeError` for what is over a limit, `CapacityError` when the disk
     cannot be written, and what `tar` raises. `into` is then to be removed.
     """
-    return await _pack([_repack(limits, is_ours=False), _squash(into)], tar)
+    return await _pack([_repack(limits), _squash(into)], tar)
 
 
 async def pack_root(source: int, scratch: int, limits: TarLimits, form: str, into: Path) -> bool:
@@ -91,8 +90,8 @@ async def pack_merged(layers: Sequence[Path], mount_point: Path, into: Path) -> 
     await _pack([merge, _squash(into)], None)
 
 
-def _repack(limits: TarLimits, *, is_ours: bool) -> Command:
-    words = tar_repack.arguments(limits, is_ours=is_ours)
+def _repack(limits: TarLimits) -> Command:
+    words = tar_repack.arguments(limits, is_ours=False)
     return Command([*_PYTHON, "magsd.storage.tar_repack", *words])
 
 

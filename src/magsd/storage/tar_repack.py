@@ -9,11 +9,12 @@ import json
 import os
 import resource
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, Protocol
 
 from magsd.storage import tar_entries
-from magsd.storage.tar_rules import TarLimits, TarRefusedError, TarRules
+from magsd.storage.tar_rules import TarEntry, TarLimits, TarRefusedError, TarRules
 
 IS_EMPTY: Final = 10
 """The exit status when there was nothing but the top directory itself."""
@@ -30,9 +31,23 @@ def arguments(limits: TarLimits, *, is_ours: bool) -> list[str]:
     return [json.dumps(asdict(limits)), "ours" if is_ours else "foreign"]
 
 
+class EntryReader(Protocol):
+    """Entries from wherever they come."""
+
+    def __iter__(self) -> Iterator[TarEntry]:
+        """Yield every entry."""
+
+    def content(self) -> Iterator[bytes]:
+        """Yield the content of the entry that was yielded last, without its holes."""
+
+
 def repack(source: BinaryIO, sink: BinaryIO, rules: TarRules, limits: TarLimits) -> None:
     """Write `source` anew. Raises `TarRefusedError`, with part of it written."""
-    reader = tar_entries.TarReader(source, limits)
+    write(tar_entries.TarReader(source, limits), sink, rules)
+
+
+def write(reader: EntryReader, sink: BinaryIO, rules: TarRules) -> None:
+    """Write what may be in a layer. Raises `TarRefusedError`, with part of it written."""
     for entry in reader:
         rules.check(entry)
         sink.write(tar_entries.header(entry))
@@ -57,19 +72,24 @@ def main(words: list[str]) -> int:
     confine()
     limits = TarLimits(**json.loads(words[0]))
     rules = TarRules(limits, is_ours=words[1] == "ours")
+    with open(0, "rb", buffering=_BUFFER_BYTES, closefd=False) as source:
+        return write_out(tar_entries.TarReader(source, limits), rules)
+
+
+def write_out(reader: EntryReader, rules: TarRules) -> int:
+    """Write to standard output, and what is wrong to standard error; return the exit status."""
     try:
-        with (
-            open(0, "rb", buffering=_BUFFER_BYTES, closefd=False) as source,
-            open(1, "wb", buffering=_BUFFER_BYTES, closefd=False) as sink,
-        ):
-            repack(source, sink, rules, limits)
+        with open(1, "wb", buffering=_BUFFER_BYTES, closefd=False) as sink:
+            write(reader, sink, rules)
     except TarRefusedError as error:
         sys.stderr.write(f"{error}\n")
         return IS_TOO_LARGE if error.is_too_large else IS_REFUSED
     except MemoryError:
         sys.stderr.write("the archive needs more memory than may be\n")
         return IS_TOO_LARGE
-    except BrokenPipeError:
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            sys.stderr.write(f"{error}\n")
         return 1
     return IS_EMPTY if rules.is_empty else 0
 

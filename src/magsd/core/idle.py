@@ -17,9 +17,8 @@ from magsd.core.node import Node
 from magsd.core.remains import handle_of
 from magsd.core.supervisor import Supervisor
 from magsd.engine.base import Handle
-from magsd.guest import streams
 from magsd.guest.shim import ShimConnection, ShimError
-from magsd.guest.wire import WireError
+from magsd.guest.stats import stats
 from magsd.model.errors import MagsError
 from magsd.model.lifecycle import Goal, RunState
 from magsd.model.names import RequestId
@@ -152,10 +151,10 @@ class Idle:
                     handle.run_directory, handle.vm, handle.epoch
                 )
                 try:
-                    return (await streams.control(connection, "stats")).number("cpu_ns")
+                    return (await stats(connection)).cpu_ns
                 finally:
                     await connection.aclose()
-        except (ShimError, WireError, OSError, TimeoutError) as error:
+        except (ShimError, OSError, TimeoutError) as error:
             _log.debug("guest_says_nothing", vm=handle.vm, why=repr(error))
         return (await self._node.engines[engine].stats(handle)).cpu_ns
 

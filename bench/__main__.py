@@ -27,6 +27,7 @@ from bench.daemon import daemon
 from bench.execs import execs
 from bench.hits import hits
 from bench.idle import idle, idle_claims
+from bench.ingress import ingress
 from bench.measure import machine, machine_line
 from bench.phases import phases
 from bench.rates import rates
@@ -50,6 +51,7 @@ PARTS: Final[Mapping[str, Part]] = {
     "burst": burst,
     "execs": execs,
     "rates": rates,
+    "ingress": ingress,
     "idle": idle,
     "idle-claims": idle_claims,
     "phases": phases,

@@ -65,6 +65,19 @@ GOALS: Final = {
         Goal("exec_bare", "P5", "exec of `true` by the API, minus bare", "≤ 3 ms"),
         Goal("submits", "P6", "submits", "≥ 300 /s"),
         Goal("polls", "P6", "status polls a core", "≥ 2000 /s"),
+        Goal("ingress_large", "P7", "a large body by the gateway, to the bare channel", "≥ 0.8 x"),
+        Goal(
+            "ingress_small",
+            "P7",
+            "small requests by the gateway, to nginx before the same server on the host",
+            "≥ 0.5 x",
+        ),
+        Goal(
+            "ingress_neighbours",
+            "P7",
+            "a small request while another VM sends 1 GB, p99, to one while it does not",
+            "≤ 2 x",
+        ),
         Goal(
             "capture",
             "P9",

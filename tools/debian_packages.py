@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from magsd.storage import apt_sources
@@ -34,7 +34,10 @@ PACKAGE_OF_PROGRAM = {
 TEST_PACKAGES_OF_RELEASE = {
     release: (
         "clang",
+        "curl",
         f"libclang-rt-{llvm}-dev",
+        "nginx",
+        "openssl",
         "podman",
         "postgresql",
         "qemu-utils",
@@ -44,7 +47,10 @@ TEST_PACKAGES_OF_RELEASE = {
     for release, llvm in (("bookworm", 14), ("trixie", 19))
 }
 """libFuzzer, which the compiler of the guest programs does not have; who runs images that we
-export; a server that can hold the database; who reads foreign disks; who reads our unit."""
+export; a server that can hold the database; who reads foreign disks; who reads our unit; a proxy
+and a client for the gateway."""
+POLICY = Path("/usr/sbin/policy-rc.d")
+"""What the installation of a service asks whether it may be started; there is none usually."""
 CLUSTER_SETTINGS = Path("/etc/postgresql-common/createcluster.conf")
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 LISTS = Path("/var/lib/apt/lists")
@@ -95,6 +101,11 @@ def _is_installed(package: str) -> bool:
 
 def install(packages: list[str], *options: str) -> None:
     """Install packages, fetching the lists first where there are none or they are too old."""
+    with without_services(POLICY) if "nginx" in packages else nullcontext():
+        _install_with_database(packages, *options)
+
+
+def _install_with_database(packages: list[str], *options: str) -> None:
     if "postgresql" not in packages:
         _install(packages, *options)
         return
@@ -102,6 +113,20 @@ def install(packages: list[str], *options: str) -> None:
     _install(["postgresql-common"])
     with without_cluster(CLUSTER_SETTINGS):
         _install(packages, *options)
+
+
+@contextmanager
+def without_services(policy: Path) -> Iterator[None]:
+    """Let no installation inside the block start a service: tests start what they need."""
+    if policy.exists():
+        yield
+        return
+    policy.write_text("#!/bin/sh\nexit 101\n", encoding="utf-8")
+    policy.chmod(0o755)
+    try:
+        yield
+    finally:
+        policy.unlink()
 
 
 @contextmanager

@@ -144,6 +144,8 @@ class ChunkedReader:
         """Return where the line ends that begins `at`; None when that has not come."""
         end = data.find(b"\n", at, at + _LINE_MAX + 2)
         if end < 0:
+            if self._step == self._chunk_end and data[at] != 0x0D:
+                raise BodyError("a chunk is longer than it says")
             if len(data) - at > _LINE_MAX + 1:
                 raise BodyError(f"a line between chunks is over {_LINE_MAX} bytes")
             return None

@@ -31,6 +31,8 @@ class World:
         self.node = StandInNode()
         self.shims: list[ShimProcess] = []
         self.port = 0
+        self.stop: Callable[[], Awaitable[None]]
+        """End the gateway."""
 
     async def add_vm(self) -> StandInLease:
         """Start a VM."""
@@ -83,6 +85,7 @@ class World:
             with contextlib.suppress(asyncio.CancelledError):
                 await serving
 
+        self.stop = stop
         self._stack.push_async_callback(stop)
 
     async def connect(

@@ -1,5 +1,7 @@
 """Set-up: what is due, and what of a machine it understands."""
 
+import subprocess
+
 import debian_packages
 import pytest
 import run_tests
@@ -85,3 +87,14 @@ def test_no_server_is_made_by_an_installation(tmp_path):
         fail()
     assert seen == ["create_main_cluster = false"]
     assert settings.read_text() == "#create_main_cluster = true\n"
+
+
+def test_no_service_is_started_by_an_installation(tmp_path):
+    policy = tmp_path / "policy-rc.d"
+    with debian_packages.without_services(policy):
+        assert subprocess.run([policy], check=False).returncode == 101
+    assert not policy.exists()
+    policy.write_text("of the operator")
+    with debian_packages.without_services(policy):
+        assert policy.read_text() == "of the operator"
+    assert policy.exists()

@@ -28,6 +28,8 @@ class ClientConnection:
         self._client = client
         self._on_waiting = on_waiting
         self._is_first = True
+        self._is_sending = True
+        """The client may be: of what it has announced something has not come."""
         self.is_waiting = True
         """It has no request under way: it may be ended without harm."""
 
@@ -42,7 +44,7 @@ class ClientConnection:
                     break
                 self._is_first = False
                 self._on_waiting(self)
-            await self._client.aclose()
+            await self._client.aclose(is_sending=self._is_sending)
         finally:
             if self.is_waiting:
                 self._client.close()
@@ -54,10 +56,12 @@ class ClientConnection:
         assert task is not None
         if self._client.is_ended:
             return False  # Nobody is there to read an answer.
+        exchange = Exchange(self._gateway, self._client, head)
         self._client.on_gone = partial(_cancel, task)
         try:
-            return await Exchange(self._gateway, self._client, head).run()
+            return await exchange.run()
         finally:
+            self._is_sending = not exchange.is_body_read
             self._client.on_gone = None
 
     async def _next_request(self) -> RequestHead | None:
@@ -66,6 +70,7 @@ class ClientConnection:
             head = await self._next_head()
             return None if head is None else parse_request(head)
         except FlowError as error:
+            self._is_sending = True
             refusal = Refusal(error.status, error.message)
             with suppress(GoneError):
                 self._client.write(refusal_answer(refusal, is_html=False, is_last=True))

@@ -12,9 +12,9 @@ from typing_extensions import override
 
 from magsd.guest.link import Change
 
-_UNREAD_MAX: Final = 256 * 1024
+_UNREAD_MAX: Final = 64 * 1024
 """Bytes that wait in the process before the client is not read further."""
-_UNSENT_MAX: Final = 256 * 1024
+_UNSENT_MAX: Final = 128 * 1024
 _LINGER_S: Final = 2.0
 """How long a client that still sends may do so before it is cut off: at once, it would lose the
 answer it was sent."""
@@ -154,18 +154,26 @@ class ClientSocket(asyncio.Protocol):
             raise GoneError
 
     def write_eof(self) -> None:
-        """End this side, where that can be done with the other going on."""
-        if not self._is_lost.is_set() and self._open.can_write_eof():
+        """End this side; where the other cannot go on without it, as in TLS, both."""
+        if self._is_lost.is_set():
+            return
+        if self._open.can_write_eof():
             self._open.write_eof()
+        else:
+            self._open.close()
 
-    async def aclose(self) -> None:
-        """End the connection when what was sent has left, within bounds; idempotent."""
+    async def aclose(self, *, is_sending: bool) -> None:
+        """End the connection when what was sent has left, within bounds; idempotent.
+
+        `is_sending`: the client may be sending still.
+        """
         if self._transport is None or self._transport.is_closing():
             return
         try:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_LINGER_S):
-                    await self._linger()
+            if is_sending or self._pieces:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_LINGER_S):
+                        await self._linger()
             self._open.close()
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._stall_s):
@@ -221,7 +229,8 @@ class ClientSocket(asyncio.Protocol):
 
     async def _linger(self) -> None:
         """Take what the client still sends, so that it reads its answer."""
-        self.write_eof()
+        if self._open.can_write_eof():
+            self._open.write_eof()
         taken = 0
         while taken <= _LINGER_MAX_BYTES and (data := await self.read()):
             taken += len(data)

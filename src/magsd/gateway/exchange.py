@@ -62,7 +62,8 @@ class Exchange:
         self._gateway = gateway
         self._client = client
         self._head = head
-        self._is_body_read = head.body.is_empty
+        self.is_body_read = head.body.is_empty
+        """All of the request has come, and was passed on."""
         self._has_begun = False
         """The head of the final answer is on its way to the client."""
         self._patience: asyncio.Timeout | None = None
@@ -109,7 +110,7 @@ class Exchange:
         return not is_last
 
     def _is_last(self) -> bool:
-        is_kept = self._head.keeps_alive and self._is_body_read
+        is_kept = self._head.keeps_alive and self.is_body_read
         return not is_kept or self._gateway.is_ending()
 
     # --- the way to the server -------------------------------------------------
@@ -122,7 +123,7 @@ class Exchange:
             )
         async with Hold(self._gateway.node, target.request_id) as hold:
             idle_max_s = _IDLE_MAX_S
-            if self._head.method in _IDEMPOTENT and self._is_body_read:
+            if self._head.method in _IDEMPOTENT and self.is_body_read:
                 try:
                     longest_s = self._gateway.settings.upstream_idle_s
                     return await self._by_connection(hold, target.port, longest_s)
@@ -140,7 +141,7 @@ class Exchange:
         is_reusable = False
         try:
             await self._send_head(upstream)
-            if self._is_body_read:
+            if self.is_body_read:
                 is_kept, is_reusable = await self._answer(upstream, hold)
             else:
                 is_kept, is_reusable = await self._answer_beside_body(upstream, hold)
@@ -188,7 +189,7 @@ class Exchange:
         except ShimError:
             return  # What the server has said before that is its answer; else reading tells.
         self._client.push_back(reader.rest)
-        self._is_body_read = True
+        self.is_body_read = True
 
     async def _next_content(self, reader: BodyReader) -> bytes:
         """Return content of the client's body, or nothing. Raises `Refusal`, `BodyError`."""
@@ -262,7 +263,7 @@ class Exchange:
         has_more = bool(reader.rest or (data and answer.body.is_empty))
         if framing is Framing.CHUNKED:
             self._client.write(last_chunk(forwarding.trailers(reader.trailers)))
-        is_reusable = not has_more and answer.keeps_alive and self._is_body_read
+        is_reusable = not has_more and answer.keeps_alive and self.is_body_read
         return not is_last, is_reusable
 
     async def _switch(self, answer: AnswerHead, upstream: Upstream, hold: Hold) -> None:

@@ -15,7 +15,7 @@ class IngressSettings:
     key: bytes | None = field(default=None, repr=False)
     """PEM, not encrypted."""
 
-    connections_max: int = 4096
+    connections_max: int = 2048
     """Of clients, at once; one more takes the place of the one that has waited longest."""
     streams_per_vm: int = 128
     """Connections to servers inside one VM, at once, by one process; what has none waits for its

@@ -5,6 +5,7 @@ import os
 import ssl
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import websockets
@@ -102,8 +103,8 @@ async def test_a_switched_connection_whose_vm_began_another_life_is_cut(world: W
     writer.write(UPGRADE)
     await read_head(reader)
     await world.no_lease()
-    for lease in world.node.vms.values():
-        lease.epoch += 1
+    for request_id, lease in world.node.vms.items():
+        world.node.vms[request_id] = replace(lease, epoch=lease.epoch + 1)
     writer.write(b"hello")
     with pytest.raises(ConnectionResetError):
         await reader.read()
@@ -219,6 +220,23 @@ async def test_https_with_a_given_certificate(world: World, certificate):
     writer.write(b"POST / HTTP/1.1\r\nHost: %b\r\n" % HOST.encode())
     writer.write(b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
     assert (await read_answer(reader))[1] == body
+    writer.close()
+
+
+async def test_what_a_server_ends_after_an_upgrade_ends_in_https_too(world: World, certificate):
+    async def handler(reader, writer):
+        await read_head(reader)
+        writer.write(SWITCHED + b"bye")
+
+    await world.serve(handler)
+    await world.start(encrypted(certificate, upgrade_idle_s=600))
+    tls = ssl.create_default_context(cafile=certificate / "certificate")
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1", world.port, ssl=tls, server_hostname=HOST
+    )
+    writer.write(UPGRADE)
+    assert (await reader.read()).endswith(b"bye")
+    await world.no_lease()
     writer.close()
 
 

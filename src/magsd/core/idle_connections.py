@@ -57,8 +57,10 @@ class IdleConnections:
 
     async def aclose(self) -> None:
         """End all that are kept."""
-        for key in list(self._kept):
-            self._drop(key)
+        while self._kept:
+            _, kept = self._kept.popitem()
+            kept.end.cancel()
+            await finish(kept.connection.aclose())
         await self._tasks.aclose()
 
     def _taken(self, key: _Key) -> ShimConnection | None:

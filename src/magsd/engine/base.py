@@ -1,10 +1,8 @@
-"""The engine contract: what every way of running a VM offers, in at most ten members.
+"""The engine contract: what every way of running a VM offers, in at most ten calls.
 
 A VM's life is owned by its shim, a process that outlives the daemon. An engine
 prepares what the shim needs (disk, layers, cgroup, network slot), starts it and
 later finds it again. Nothing here knows what runs inside.
-
-Places kept for members that come with their features: `suspend` and `restore`.
 """
 
 from collections.abc import AsyncIterator
@@ -14,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from magsd.model.errors import JobCode
+from magsd.model.errors import JobCode, LaunchError
 from magsd.model.names import VmId
 
 
@@ -27,7 +25,9 @@ class Capabilities:
     isolation: str
     """What stands between guest and host, in a word: `application-kernel`, `microvm`, …"""
     suspend: bool
+    """`suspend` and `restore` work."""
     live_fork: bool
+    """`suspend` with `keep_running` too, and its snapshot can be restored any number of times."""
     template: bool
     special_files_kept: bool
     """FIFOs and extended attributes made inside are seen in a capture. Where not, such an
@@ -151,6 +151,10 @@ class Capture:
     """Nothing was written since the moment of the stamp that `Engine.still` was told."""
 
 
+class SnapshotError(LaunchError):
+    """No VM can go on from a snapshot, now or later; the message says why."""
+
+
 class Engine(Protocol):
     """One way of running VMs."""
 
@@ -204,6 +208,41 @@ class Engine(Protocol):
 
         With `keep_changes` its disk stays for `still`, also for later daemons,
         until `stop` is called without."""
+
+    async def suspend(self, handle: Handle, into: Path, *, keep_running: bool = False) -> None:
+        """Write a live VM's memory, devices and durable streams into the new directory `into`.
+
+        Its parent must be there; it appears whole or not at all. Then the VM has
+        ended, with nothing left but what `stop` with `keep_changes` leaves: its disk
+        belongs to the snapshot too, and holds all that was written by then also for
+        whoever reads it without the memory (`still`). `stop` without that gives it up.
+
+        With `keep_running`, where `capabilities.live_fork` says so, the VM goes on
+        instead, with all its streams, after a pause; the snapshot has a disk of its
+        own then, which the engine gives back some time after `into` is deleted.
+
+        Raises `LookupError` when there is no such VM, `LaunchError` when it cannot be
+        done, then and when it is cancelled nothing is left, and the VM goes on; it
+        does so also when this process dies.
+        """
+
+    async def restore(self, snapshot: Path, plan: Plan) -> Handle:
+        """Have a VM go on from where one was suspended; return when it has.
+
+        `plan` has a vm id of its own (and a higher epoch, where it is the same run);
+        layers, sizes, limits and network are those of before. Clock and randomness
+        are renewed before anything runs inside. A VM that was suspended keeps its
+        machine id and `hostname`; one that goes on from a live fork gets new ones.
+        Its durable streams go on, with their ids, offsets and what is left of their
+        deadlines, in the journal of the plan's run directory: their later output
+        follows what the journal of the VM before holds. All other streams have ended.
+
+        The snapshot stays as it was, also after a failure; it is the caller's to delete
+        (and the disk, see `suspend`). Of a VM that was suspended only one may go on.
+        Raises `LaunchError`, and leaves nothing, as `launch` does. `SnapshotError`
+        when it never will: it is damaged, or was made by another QEMU, kernel or
+        processor. The disk is good all the same.
+        """
 
     async def stats(self, handle: Handle) -> Stats:
         """Measure a live VM. Raises `LookupError` when it has ended."""

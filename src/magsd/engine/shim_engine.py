@@ -282,6 +282,22 @@ class ShimEngine(ABC):
         `held` is unwound when that was read. Raises `LaunchError`, `OSError`.
         """
 
+    # --- sleep -----------------------------------------------------------------------
+
+    async def suspend(self, handle: Handle, into: Path, *, keep_running: bool = False) -> None:
+        """Write a live VM into a directory; see `Engine.suspend`."""
+        raise self._no_snapshots()
+
+    async def restore(self, snapshot: Path, plan: Plan) -> Handle:
+        """Have a VM go on from such a directory; see `Engine.restore`."""
+        raise self._no_snapshots()
+
+    def _no_snapshots(self) -> LaunchError:
+        return LaunchError(
+            f"the engine {self.capabilities.name} cannot keep the memory of a sandbox: "
+            "stop it, and start another from its disk"
+        )
+
     # --- measures, and what is left behind ----------------------------------------------
 
     async def stats(self, handle: Handle) -> Stats:

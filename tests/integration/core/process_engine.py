@@ -140,6 +140,12 @@ class ProcessEngine:
     def _shim(record: VmRecord | None) -> Detached | None:
         return record and Detached.find(record.shim_pid, record.shim_start_time)
 
+    async def suspend(self, handle: Handle, into: Path, *, keep_running: bool = False) -> None:
+        raise LaunchError("a process cannot be suspended")
+
+    async def restore(self, snapshot: Path, plan: Plan) -> Handle:
+        raise LaunchError("a process cannot be suspended")
+
     async def stats(self, handle: Handle) -> Stats:
         if not (shim := self._shim(VmRecord.read(handle.run_directory))):
             raise LookupError(handle.vm)

@@ -252,6 +252,14 @@ class FakeEngine:
         finally:
             await finish(asyncio.to_thread(shutil.rmtree, changes, ignore_errors=True))
 
+    async def suspend(self, handle: Handle, into: Path, *, keep_running: bool = False) -> None:
+        """Refuse it; see `Engine.suspend`."""
+        raise LaunchError("a pretended VM cannot be suspended")
+
+    async def restore(self, snapshot: Path, plan: Plan) -> Handle:
+        """Refuse it; see `Engine.restore`."""
+        raise LaunchError("a pretended VM cannot be suspended")
+
     async def stats(self, handle: Handle) -> Stats:
         """Measure a live VM, in made-up numbers. Raises `LookupError` when it has ended."""
         await self._faults.take("stats").come(Moment.BEGIN, self._clock)

@@ -29,7 +29,7 @@ class Fuzzer:
     options: tuple[str, ...] = ()
 
 
-SHIM_CORE = ("core", "agent", "connection", "durable", "verbs", "freeze", "bucket")
+SHIM_CORE = ("core", "agent", "connection", "durable", "verbs", "freeze", "quiet", "bucket")
 SHIM_SOURCES = (WIRE, *(f"guest/shim/{name}.c" for name in SHIM_CORE))
 # A table of all ids would take most of the time.
 SHIM_OPTIONS = ("-DWIRE_DURABLE_ID_MAX=0xffu",)

@@ -23,6 +23,7 @@
 
 static int entrance = -1; /* the group's cgroup.procs */
 static int account = -1;  /* its cpu.stat */
+static int group = -1;    /* its folder, which is nowhere once the root is another */
 
 bool crowd_enter(void) { return entrance < 0 || write(entrance, "0", 1) == 1; }
 
@@ -83,8 +84,33 @@ int crowd_limit(unsigned count)
                       mkdir(GROUP, 0755) == 0 && write_text(GROUP "/pids.max", text) &&
                       make_room(count);
     if (is_limited)
-        entrance = open(GROUP "/cgroup.procs", O_WRONLY | O_CLOEXEC);
+        group = open(GROUP, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (group >= 0)
+        entrance = openat(group, "cgroup.procs", O_WRONLY | O_CLOEXEC);
     if (entrance >= 0)
-        account = open(GROUP "/cpu.stat", O_RDONLY | O_CLOEXEC);
+        account = openat(group, "cpu.stat", O_RDONLY | O_CLOEXEC);
     return entrance < 0 ? errno : 0;
+}
+
+bool crowd_halt(bool is_halted)
+{
+    errno = ENODEV;
+    int fd = group < 0 ? -1 : openat(group, "cgroup.freeze", O_WRONLY | O_CLOEXEC);
+    if (fd < 0)
+        return false;
+    bool is_written = write(fd, is_halted ? "1" : "0", 1) == 1;
+    int error = errno;
+    close(fd);
+    errno = error;
+    return is_written;
+}
+
+bool crowd_is_halted(void)
+{
+    char text[128] = {0};
+    int fd = openat(group, "cgroup.events", O_RDONLY | O_CLOEXEC);
+    ssize_t count = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+    if (fd >= 0)
+        close(fd);
+    return count > 0 && strstr(text, "frozen 1");
 }

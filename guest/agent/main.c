@@ -44,7 +44,7 @@ const struct service *service_find(const char *word)
     static const struct service *const all[] = {
         &exec_service,    &read_service,   &write_service, &control_service,
         &capture_service, &freeze_service, &dial_service,  &sftp_service,
-        &listen_service,  &accept_service,
+        &listen_service,  &accept_service, &halt_service,
     };
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         if (strcmp(all[i]->word, word) == 0)

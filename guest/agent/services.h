@@ -11,7 +11,7 @@
 
 extern const struct service exec_service, read_service, write_service, control_service,
     capture_service, freeze_service, dial_service, sftp_service, listen_service,
-    accept_service;
+    accept_service, halt_service;
 
 /* Monotonic time. */
 int64_t now_ns(void);
@@ -58,6 +58,10 @@ bool crowd_enter(void);
 
 /* What all who ever were in that group have used of the CPU. False where there is none. */
 bool crowd_measure(uint64_t *cpu_ns);
+
+/* Let those stand still, or go on; whether they do stand still. (crowd.c) */
+bool crowd_halt(bool is_halted);
+bool crowd_is_halted(void);
 
 /* Operations of `control`: 0 or an errno, and fields for the answer. */
 int identity_set(struct fields request, struct queue *answer);

@@ -27,6 +27,8 @@ static bool journal_append(const struct record *record)
 
 static uint64_t journal_end(void) { return journaled; }
 static bool save_durable(const struct durable *durable) { return durable != NULL; }
+static bool save_numbers(uint32_t next_id, uint64_t offset) { return next_id || offset; }
+static void run_engine(void) {}
 static bool start_engine(char *error, size_t size) { return error && size; }
 static bool has_freezer(void) { return false; }
 static bool freezer_write(bool is_frozen) { return is_frozen; }
@@ -36,9 +38,9 @@ static bool set_fence(uint64_t after_ms) { return after_ms == 0; }
 static bool is_out_of_memory(void) { return false; }
 
 static const struct host host = {
-    wall_ns,     journal_append, journal_end,   save_durable, start_engine,
-    has_freezer, freezer_write,  freezer_is_done, raise_weight,
-    set_fence,   is_out_of_memory,
+    wall_ns,      journal_append, journal_end,  save_durable,  save_numbers,
+    start_engine, run_engine,     has_freezer,  freezer_write, freezer_is_done,
+    raise_weight, set_fence,      is_out_of_memory,
 };
 
 /* --- the two ends --- */

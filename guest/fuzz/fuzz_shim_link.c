@@ -53,6 +53,14 @@ static bool save_durable(const struct durable *durable)
     return succeeds();
 }
 
+static bool save_numbers(uint32_t next_id, uint64_t system_offset)
+{
+    REQUIRE(next_id >= WIRE_TRANSIENT_ID_MIN && system_offset <= journal_bytes);
+    return succeeds();
+}
+
+static void run_engine(void) {}
+
 static bool start_engine(char *error, size_t size)
 {
     snprintf(error, size, "no");
@@ -67,9 +75,9 @@ static bool set_fence(uint64_t after_ms) { return after_ms != 77; }
 static bool is_out_of_memory(void) { return !succeeds(); }
 
 static const struct host host = {
-    wall_ns,     journal_append, journal_end,   save_durable, start_engine,
-    has_freezer, freezer_write,  freezer_is_done, raise_weight,
-    set_fence,   is_out_of_memory,
+    wall_ns,      journal_append, journal_end,  save_durable,  save_numbers,
+    start_engine, run_engine,     has_freezer,  freezer_write, freezer_is_done,
+    raise_weight, set_fence,      is_out_of_memory,
 };
 
 /* --- what leaves the core --- */
@@ -175,6 +183,8 @@ static const struct {
     FIELDS("freeze\0deadline_ms=50"),
     FIELDS("freeze\0deadline_ms=18446744073709551615"),
     FIELDS("thaw"),
+    FIELDS("quiesce"),
+    FIELDS("proceed"),
     FIELDS("hold"),
     FIELDS("hold"),
     FIELDS("claim"),

@@ -11,7 +11,7 @@ static void offence(struct core *core, const struct wire_header *header, const c
              header->kind, header->stream);
 }
 
-void core_ask_join(struct core *core)
+void core_send_join(struct core *core)
 {
     struct queue fields = {0};
     field_append(&fields, "version=%d", WIRE_VERSION);
@@ -20,6 +20,11 @@ void core_ask_join(struct core *core)
     queue_append(&core->to_agent, WIRE_MAGIC, WIRE_MAGIC_BYTES);
     queue_frame(&core->to_agent, &header, queue_head(&fields));
     queue_free(&fields);
+}
+
+void core_ask_join(struct core *core)
+{
+    core_send_join(core);
     core->join = JOIN_ASKED;
 }
 
@@ -27,12 +32,15 @@ static void take_join(struct core *core, const struct wire_header *header, const
 {
     const char *nonce = fields_get(payload, header->length, "nonce");
     const char *version = fields_get(payload, header->length, "version");
-    if (core->join != JOIN_ASKED || header->stream != 0)
+    const char *error;
+    if ((core->join != JOIN_ASKED && !core->quiet.joins) || header->stream != 0)
         offence(core, header, "it joined unasked");
     else if (!nonce || strcmp(nonce, core->nonce) != 0)
         offence(core, header, "it joined with a wrong nonce");
     else if (!version || strcmp(version, "1") != 0)
         offence(core, header, "it speaks another version");
+    else if ((error = quiet_joined(core, payload, header->length)))
+        offence(core, header, error);
     if (core->end)
         return;
     snprintf(core->agent_version, sizeof core->agent_version, "%s", version);
@@ -81,6 +89,8 @@ static void take_transient(struct core *core, struct wire_header *header, const 
         offence(core, header, "a stream that nobody opened");
         return;
     }
+    if (quiet_answered(core, header))
+        return;
     for (struct transient *each = core->transients; each < core->transients + WIRE_STREAMS_MAX;
          each++) {
         if (each->id != header->stream)

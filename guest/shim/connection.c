@@ -24,10 +24,14 @@ void core_disconnect(struct core *core, struct connection *connection)
          each++) {
         if (!each->id || each->owner != connection)
             continue;
-        core_send_agent(core, WIRE_RESET, each->id, 0, 0);
+        if (core->quiet.is_on)
+            quiet_adopt(core, each->id);
+        else
+            core_send_agent(core, WIRE_RESET, each->id, 0, 0);
         each->id = 0;
     }
     freeze_owner_gone(core, connection);
+    quiet_owner_gone(core, connection);
     if (core->holder == connection)
         core_end(core, END_KILLED, "nobody claimed it");
     if (core->start.connection == connection)
@@ -213,7 +217,8 @@ void core_take_connection(struct core *core, struct connection *connection)
         if (found <= 0)
             return;
         /* Requests are answered by the shim: a deaf agent must not be in their way. */
-        if (header.kind != WIRE_REQUEST && queue_length(&core->to_agent) >= AGENT_QUEUE_MAX) {
+        bool is_deaf = core->quiet.is_on || queue_length(&core->to_agent) >= AGENT_QUEUE_MAX;
+        if (header.kind != WIRE_REQUEST && is_deaf) {
             connection->is_stalled = true;
             return;
         }

@@ -16,6 +16,13 @@ void core_init(struct core *core, const struct host *host, const char *vm, const
     core->next_id = WIRE_TRANSIENT_ID_MIN;
 }
 
+void core_resume(struct core *core, uint32_t next_id, uint64_t system_offset)
+{
+    core->next_id = next_id;
+    core->system_offset = system_offset;
+    core->quiet.is_waiting = true;
+}
+
 void core_free(struct core *core)
 {
     queue_free(&core->from_agent);

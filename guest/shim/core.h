@@ -4,7 +4,7 @@
  * clock are reached through `struct host`.
  *
  * To drive it (loop.c does, and so can a fuzzer that links core.c, agent.c,
- * connection.c, durable.c, verbs.c, freeze.c, bucket.c and ../wire/wire.c):
+ * connection.c, durable.c, verbs.c, freeze.c, quiet.c, bucket.c and ../wire/wire.c):
  *
  *   core_init(&core, &host, vm, epoch, nonce);
  *   durable_limit(&core, rate, burst);       or nothing: no limit
@@ -91,6 +91,7 @@ struct durable {
     enum patience patience;
     uint64_t opened_ns, ended_ns; /* wall clock */
     uint64_t next_ms;             /* monotonic: when patience wears thinner */
+    uint64_t left_ms;             /* until then, when the VM was saved */
     struct channel channels[3];   /* index: enum wire_channel; none for WIRE_IN */
     bool is_held[3];              /* its credit is withheld, for the log's rate */
     bool is_excused[3];           /* of that, once: it was sent a signal */
@@ -125,13 +126,27 @@ struct freeze {
     uint64_t give_up_ms;
 };
 
+/* See quiet.c. `joins`: of an agent that was told to go on, so many answers are to come. */
+struct quiet {
+    bool is_on;
+    struct connection *owner;
+    struct pending asked; /* until the agent is quiet */
+    uint32_t stream;      /* by which it was asked to be */
+    unsigned joins;
+    bool is_waiting; /* the VM goes on from a saved one, and its old streams are still held */
+    uint32_t orphans[WIRE_STREAMS_MAX]; /* transient streams that have nobody, to be reset */
+    unsigned orphan_count;
+};
+
 /* What the core needs of the world. All return false on failure with errno set. */
 struct host {
     uint64_t (*wall_ns)(void);
     bool (*journal_append)(const struct record *record);
     uint64_t (*journal_end)(void);
     bool (*save_durable)(const struct durable *durable);
+    bool (*save_numbers)(uint32_t next_id, uint64_t system_offset);
     bool (*start_engine)(char *error, size_t size); /* with a sentence in `error` */
+    void (*run_engine)(void); /* have a machine that was stopped run, if it can be told so */
     bool (*has_freezer)(void);
     bool (*freezer_write)(bool is_frozen);
     bool (*freezer_is_done)(void); /* all tasks have stopped */
@@ -160,6 +175,7 @@ struct core {
     uint64_t system_offset;
     struct bucket log; /* for what all durable streams print */
     struct freeze freeze;
+    struct quiet quiet;
     struct connection *holder; /* its end is the VM's, until it claims it; NULL: none */
 
     enum end_reason end;
@@ -195,14 +211,19 @@ unsigned core_open_streams(const struct core *core);
 void core_send_agent(struct core *core, uint8_t kind, uint32_t stream, uint8_t channel,
                      uint64_t value);
 
+/* Go on where another shim left off: nothing was fed yet. `next_id`, `system_offset`: as it
+ * had them; its durable streams come by durable_resume. */
+void core_resume(struct core *core, uint32_t next_id, uint64_t system_offset);
+
 /* --- agent.c --- */
 void core_feed_agent(struct core *core, const void *bytes, size_t count);
 
 /* Handle the whole frames in core->from_agent. */
 void core_take_agent(struct core *core);
 
-/* Ask the agent to join. */
+/* Ask the agent to join; to do so again. */
 void core_ask_join(struct core *core);
+void core_send_join(struct core *core);
 
 /* --- connection.c --- */
 
@@ -229,6 +250,12 @@ void connection_tell_journal(struct core *core, struct connection *connection);
 void durable_limit(struct core *core, uint64_t rate, uint64_t burst);
 void durable_open(struct core *core, struct connection *connection,
                   const struct wire_header *header, const uint8_t *payload);
+
+/* Add a stream of a shim before this one. False when it cannot be. */
+bool durable_resume(struct core *core, const struct durable *saved);
+
+/* Grant what was held back, as far as the log's rate allows. */
+void durable_grant_held(struct core *core);
 void durable_signal(struct core *core, const struct wire_header *header);
 void durable_from_agent(struct core *core, const struct wire_header *header,
                         const uint8_t *payload);
@@ -245,6 +272,23 @@ void verb_request(struct core *core, struct connection *connection, uint64_t id,
 void reply_ok(struct connection *connection, uint64_t id);
 __attribute__((format(printf, 3, 4)))
 void reply_error(struct connection *connection, uint64_t id, const char *format, ...);
+
+/* --- quiet.c --- */
+void quiet_ask(struct core *core, struct connection *connection, uint64_t id);
+void quiet_undo(struct core *core);
+void quiet_owner_gone(struct core *core, const struct connection *connection);
+
+/* Reset, when the VM goes on, a stream whose connection has ended. */
+void quiet_adopt(struct core *core, uint32_t stream);
+
+/* Let the VM go on: NULL, or why it cannot. */
+const char *quiet_proceed(struct core *core, const struct connection *connection);
+
+/* Whether a frame was the agent's answer to us, and not to a connection. */
+bool quiet_answered(struct core *core, const struct wire_header *header);
+
+/* Take what a JOIN says of open streams: NULL, or the offence. */
+const char *quiet_joined(struct core *core, const uint8_t *payload, size_t length);
 
 /* --- freeze.c --- */
 void freeze_ask(struct core *core, struct connection *connection, uint64_t id, uint64_t after_ms);

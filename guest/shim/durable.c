@@ -132,6 +132,29 @@ void durable_open(struct core *core, struct connection *connection,
     tell_state(connection, durable);
 }
 
+bool durable_resume(struct core *core, const struct durable *saved)
+{
+    bool is_running = saved->state == DURABLE_RUNNING;
+    if (core->durables[saved->id] || (is_running && core->running_count == WIRE_STREAMS_MAX))
+        return false;
+    struct durable *durable = malloc(sizeof *durable);
+    if (!durable)
+        abort();
+    *durable = *saved;
+    durable->next_ms = saved->left_ms < DEADLINE_MAX_MS ? core->now_ms + saved->left_ms : NEVER;
+    for (uint8_t which = WIRE_OUT; which <= WIRE_ERR; which++) {
+        struct channel *channel = &durable->channels[which];
+        /* What it was granted before is at most this, and it is told so when it has joined. */
+        channel->credit = channel->offset + WINDOW;
+        durable->is_held[which] = is_running && !channel->has_ended;
+        durable->is_excused[which] = true;
+    }
+    core->durables[durable->id] = durable;
+    if (is_running)
+        core->running[core->running_count++] = durable;
+    return true;
+}
+
 void durable_limit(struct core *core, uint64_t rate, uint64_t burst)
 {
     bucket_init(&core->log, rate, burst, core->now_ms);
@@ -162,7 +185,9 @@ static void grant(struct core *core, struct durable *durable, uint8_t which, uin
 static void grant_or_hold(struct core *core, struct durable *durable, uint8_t which)
 {
     int64_t allowed = core->log.rate ? bucket_bytes(&core->log) : WINDOW;
-    if (!core->log.rate || allowed >= (int64_t)least_grant(core)) {
+    if (core->quiet.is_on) {
+        durable->is_held[which] = true;
+    } else if (!core->log.rate || allowed >= (int64_t)least_grant(core)) {
         grant(core, durable, which, (uint64_t)allowed);
     } else if (durable->is_excused[which]) {
         durable->is_excused[which] = false;
@@ -296,13 +321,12 @@ static void lose_patience(struct core *core, struct durable *durable)
     durable->next_ms = core->now_ms + PATIENCE_MS;
 }
 
-/* Grant what was held back, all alike; returns when some that is still held may be. */
-static uint64_t release_held(struct core *core)
+/* Grant what was held back, all alike; whether some is still held. */
+static bool grant_held(struct core *core)
 {
     bool is_any_held = false;
-    if (!core->log.rate)
-        return NEVER;
-    bucket_fill(&core->log, core->now_ms);
+    if (core->log.rate)
+        bucket_fill(&core->log, core->now_ms);
     for (unsigned i = 0; i < core->running_count; i++) {
         struct durable *durable = core->running[i];
         for (uint8_t which = WIRE_OUT; which <= WIRE_ERR; which++) {
@@ -311,11 +335,24 @@ static uint64_t release_held(struct core *core)
             is_any_held |= durable->is_held[which];
         }
     }
-    return is_any_held ? core->now_ms + bucket_wait_ms(&core->log, least_grant(core)) : NEVER;
+    return is_any_held;
 }
 
+void durable_grant_held(struct core *core) { grant_held(core); }
+
+/* Returns when some that is still held may be granted. */
+static uint64_t release_held(struct core *core)
+{
+    if (!core->log.rate || !grant_held(core))
+        return NEVER;
+    return core->now_ms + bucket_wait_ms(&core->log, least_grant(core));
+}
+
+/* While the VM is being saved it stands still, and so does its time. */
 uint64_t durable_tick(struct core *core)
 {
+    if (core->quiet.is_on)
+        return NEVER;
     for (unsigned i = 0; i < core->running_count && !core->end; i++)
         if (core->running[i]->next_ms <= core->now_ms)
             lose_patience(core, core->running[i]);

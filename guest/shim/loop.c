@@ -14,7 +14,7 @@
 #define LAST_WORDS_BYTES (4u << 20) /* what is still read when the engine has ended */
 #define ENGINE_WAIT_MS 3000u        /* for the engine's end after its link's */
 
-enum { AT_LISTENER, AT_CHILDREN, AT_FENCE, AT_LINK, AT_ERRORS, AT_CONNECTIONS };
+enum { AT_LISTENER, AT_CHILDREN, AT_FENCE, AT_LINK, AT_ERRORS, AT_MONITOR, AT_CONNECTIONS };
 
 static uint64_t monotonic_ms(void)
 {
@@ -128,6 +128,7 @@ static void arm(struct shim *shim, struct pollfd *polls)
         polls[AT_LINK].events |= POLLOUT;
     polls[AT_ERRORS] =
         (struct pollfd){shim->has_errors_ended ? -1 : shim->engine.errors, POLLIN, 0};
+    polls[AT_MONITOR] = (struct pollfd){shim->plan.monitor, POLLIN, 0};
     for (int i = 0; i < CONNECTIONS_MAX; i++) {
         const struct connection *each = &core->connections[i];
         struct pollfd *at = &polls[AT_CONNECTIONS + i];
@@ -166,6 +167,17 @@ static void serve_connection(struct shim *shim, int index, short events)
         core_take_connection(&shim->core, connection);
 }
 
+/* What the engine says there is for nobody; it must not have to wait. */
+static void drain_monitor(struct shim *shim)
+{
+    uint8_t ignored[4096];
+    ssize_t count = recv(shim->plan.monitor, ignored, sizeof ignored, MSG_DONTWAIT);
+    if (count > 0 || (count < 0 && (errno == EAGAIN || errno == EINTR)))
+        return;
+    close(shim->plan.monitor);
+    shim->plan.monitor = -1;
+}
+
 static void serve(struct shim *shim, const struct pollfd *polls)
 {
     uint8_t ignored[512];
@@ -178,6 +190,8 @@ static void serve(struct shim *shim, const struct pollfd *polls)
         core_end(&shim->core, END_FENCED, "the fence was not renewed");
     if (polls[AT_ERRORS].revents)
         shim->has_errors_ended = !engine_read_errors(&shim->engine);
+    if (polls[AT_MONITOR].revents)
+        drain_monitor(shim);
     if (polls[AT_LINK].revents & POLLOUT)
         shim->is_link_full = false;
     if (polls[AT_LINK].revents & (POLLIN | POLLHUP | POLLERR))

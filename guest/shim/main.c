@@ -156,6 +156,10 @@ int main(int argc, char **argv)
     core_init(&shim.core, world_open(&shim), shim.plan.vm, shim.plan.epoch, shim.nonce);
     if (shim.plan.log_rate)
         durable_limit(&shim.core, shim.plan.log_rate, shim.plan.log_burst);
+    if (shim.plan.resume >= 0 && !state_resume(shim.plan.resume, &shim.core, &failure))
+        refuse(shim.plan.control, &failure);
+    if (shim.plan.resume >= 0)
+        close(shim.plan.resume);
     loop_connect(&shim, shim.plan.control, true);
     say_ready(&shim.core.connections[0]);
     loop_run(&shim);

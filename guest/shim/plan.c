@@ -155,6 +155,10 @@ static bool parse_number_field(struct plan *plan, const char *name, const char *
         plan->out_of_memory = number;
     else if (strcmp(name, "pids") == 0)
         plan->processes = number;
+    else if (strcmp(name, "monitor") == 0)
+        plan->monitor = number;
+    else if (strcmp(name, "resume") == 0)
+        plan->resume = number;
     else if (strcmp(name, "uid") == 0)
         plan->uid = (uid_t)number;
     else if (strcmp(name, "cgroup") == 0 && plan->cgroup_count < PLAN_CGROUPS_MAX)
@@ -220,6 +224,8 @@ bool plan_read(int fd, struct plan *plan, struct failure *failure)
                           .weight = -1,
                           .out_of_memory = -1,
                           .processes = -1,
+                          .monitor = -1,
+                          .resume = -1,
                           .uid = NOBODY};
     size_t length;
     char *bytes = read_whole(fd, &length, failure);

@@ -29,6 +29,8 @@ struct plan {
     const char *claimed_weight;
     uint64_t log_rate, log_burst; /* bytes a second, bytes; 0: no limit */
     int out_of_memory, processes; /* -1: none */
+    int monitor;                  /* of the engine, to have it run; -1: none */
+    int resume;                   /* a state file to go on from; -1: none */
     uid_t uid;
     char **arguments, **environment; /* NULL ended */
     size_t argument_count, environment_count;

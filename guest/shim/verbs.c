@@ -152,6 +152,20 @@ static void verb_thaw(struct core *core, const struct request *request)
                     strerror(errno));
 }
 
+static void verb_quiesce(struct core *core, const struct request *request)
+{
+    quiet_ask(core, request->connection, request->id);
+}
+
+static void verb_proceed(struct core *core, const struct request *request)
+{
+    const char *error = quiet_proceed(core, request->connection);
+    if (error)
+        reply_error(request->connection, request->id, "%s", error);
+    else
+        reply_ok(request->connection, request->id);
+}
+
 static void verb_hold(struct core *core, const struct request *request)
 {
     /* The control connection holds for whoever will. */
@@ -221,7 +235,7 @@ void verb_request(struct core *core, struct connection *connection, uint64_t id,
         {"hello", verb_hello}, {"start", verb_start},   {"scope", verb_scope},
         {"note", verb_note},   {"freeze", verb_freeze}, {"thaw", verb_thaw},
         {"hold", verb_hold},   {"claim", verb_claim},   {"fence", verb_fence},
-        {"kill", verb_kill},
+        {"kill", verb_kill},   {"quiesce", verb_quiesce}, {"proceed", verb_proceed},
     };
     struct request request = {connection, id, payload, length};
     size_t cursor = 0;

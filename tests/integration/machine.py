@@ -55,7 +55,7 @@ class Machine(AgentProcess):
                 tcg,
                 SIZE,
                 given,
-                spec.own_memory(),
+                ["memory-backend-ram", "id=mem"],
                 spec.boot(image, first_root, spec.kernel_command_line(of_host(), tcg, _tsc_khz())),
             )
             super().__init__(arguments, pass_fds=[*given.all, image, first_root])

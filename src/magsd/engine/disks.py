@@ -31,6 +31,7 @@ from magsd.model.errors import JobCode, LaunchError
 from magsd.model.names import VmId
 
 _SUFFIX: Final = ".ext4"
+_OWNER_SUFFIX: Final = ".of"
 _MKFS: Final = ("mkfs.ext4", "-q", "-F", "-m", "0", "-b", "4096")
 _MKFS_LAZY: Final = ("-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard")
 _MKFS_S: Final = 60.0
@@ -57,6 +58,14 @@ class _Folder:
     def disk(self, vm: VmId) -> Path:
         """Return where a VM's image lies, if it is here."""
         return self.path / f"{vm}{_SUFFIX}"
+
+    def owner(self, name: VmId) -> Path:
+        """Return the link to the snapshot that a disk here is kept for."""
+        return self.path / f"{name}{_OWNER_SUFFIX}"
+
+    def owners(self) -> list[Path]:
+        """Return all such links."""
+        return list(self.path.glob(f"*{_OWNER_SUFFIX}"))
 
     def disks(self) -> list[Path]:
         """Return the images of VMs."""
@@ -102,6 +111,8 @@ class Disks:
         self._tasks = tasks
         self._refill: asyncio.Task[None] | None = None
         self._numbers = itertools.count()
+        self.being_kept: set[VmId] = set()
+        """Disks of snapshots that are being made."""
 
     async def prepare(self) -> None:
         """Find out where disks lie, drop what was left unfinished, begin to make spare images.
@@ -220,6 +231,33 @@ class Disks:
         """
         return disk_files.unnamed_copy(image, self._folder_of(vm).path)
 
+    def keep_copy(self, name: VmId, image: int, snapshot: Path) -> None:
+        """Keep a copy of an image under a name, for as long as there is a snapshot. Blocks.
+
+        Raises `OSError`; nothing is left then.
+        """
+        owner = self._main.owner(name)
+        owner.symlink_to(snapshot.absolute())
+        try:
+            disk_files.copy(image, self._main.disk(name))
+        except BaseException:
+            owner.unlink()
+            raise
+
+    def of_snapshots(self) -> set[VmId]:
+        """Return the names of disks whose snapshot is there, or is being made."""
+        found = set(self.being_kept)
+        for folder in self._all():
+            found |= {VmId(link.stem) for link in folder.owners() if link.exists()}
+        return found
+
+    async def drop_orphans(self) -> None:
+        """Delete the disks of snapshots that were deleted."""
+        kept = self.of_snapshots()
+        for link in [link for folder in self._all() for link in folder.owners()]:
+            if (name := VmId(link.stem)) not in kept:
+                await self.delete(name)
+
     def brought_near(self, image: int) -> int:
         """Return a descriptor of an image where copies of it are as quick as can be. Blocks.
 
@@ -235,6 +273,7 @@ class Disks:
         """Delete a VM's image, in a thread: it may be large. Idempotent."""
         # Named as unfinished first: what a crash leaves of it is dropped at the next start.
         folder = self._folder_of(vm)
+        folder.owner(vm).unlink(missing_ok=True)
         doomed = disk_files.unfinished_name(folder.path)
         try:
             folder.disk(vm).rename(doomed)
@@ -244,8 +283,10 @@ class Disks:
 
     def names(self) -> list[VmId]:
         """Return the VMs that have an image."""
-        folders = [self._main, *([] if self._other is None else [self._other])]
-        return [VmId(path.stem) for folder in folders for path in folder.disks()]
+        return [VmId(path.stem) for folder in self._all() for path in folder.disks()]
+
+    def _all(self) -> list[_Folder]:
+        return [self._main, *([] if self._other is None else [self._other])]
 
     def _spares(self) -> list[Path]:
         return sorted(self._main.spare.glob(f"*{_SUFFIX}"))

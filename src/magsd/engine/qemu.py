@@ -9,15 +9,23 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import structlog
 from typing_extensions import override
 
-from magsd.engine import accelerator, initramfs, qemu_machine, qemu_spec
+from magsd.engine import (
+    accelerator,
+    initramfs,
+    qemu_facts,
+    qemu_machine,
+    qemu_spec,
+    qemu_suspend,
+)
 from magsd.engine.base import Capabilities, Capture, Handle, Plan
+from magsd.engine.disks import failure
 from magsd.engine.kernel import Kernel
 from magsd.engine.launch_shim import memory_file
 from magsd.engine.moment import Hold
@@ -25,6 +33,7 @@ from magsd.engine.qemu_bare import LAYERS_MAX, BareLaunch, is_bare
 from magsd.engine.qemu_boot import booted, tried
 from magsd.engine.qemu_host import find_qemu
 from magsd.engine.qemu_launch import CloneLaunch, Parts, QemuLaunch
+from magsd.engine.qemu_restore import Snapshots
 from magsd.engine.qemu_still import at_rest, held_by_agent, tar_of
 from magsd.engine.record import VmRecord
 from magsd.engine.shim_engine import ShimEngine
@@ -67,6 +76,7 @@ class QemuEngine(ShimEngine):
         self._held = AsyncExitStack()
         self._parts: Parts
         self._templates: Templates
+        self._snapshots: Snapshots
 
     @property
     @override
@@ -75,8 +85,8 @@ class QemuEngine(ShimEngine):
         return Capabilities(
             name="qemu",
             isolation="microvm",
-            suspend=False,
-            live_fork=False,
+            suspend=True,
+            live_fork=True,
             template=True,
             special_files_kept=True,
             max_vcpus=len(os.sched_getaffinity(0)),
@@ -104,14 +114,25 @@ class QemuEngine(ShimEngine):
         await self._host.prepare()
         archive = initramfs.build(settings.agent_program, kernel.modules)
         by = qemu_spec.Accelerator(settings.accelerator)
+        booted_from = memory_file("initramfs", archive, self._held)
+        command_line = qemu_spec.kernel_command_line(machine, by, frequency)
         self._parts = Parts(
             machine=machine,
             accelerator=by,
             version=emulator.version,
-            build=emulator.build,
+            facts=qemu_facts.of_host(
+                build=emulator.build,
+                accelerator=by,
+                machine=machine.kind,
+                kernel=kernel.digest,
+                initramfs=booted_from,
+                command_line=command_line,
+                guest_files=self._guest_files,
+                nameserver=str(self._host.network.dns_address),
+            ),
             kernel=kernel,
-            initramfs=memory_file("initramfs", archive, self._held),
-            command_line=qemu_spec.kernel_command_line(machine, by, frequency),
+            initramfs=booted_from,
+            command_line=command_line,
             guest_files=self._guest_files,
             boot_s=settings.boot_s,
             clone_s=settings.clone_s,
@@ -119,6 +140,9 @@ class QemuEngine(ShimEngine):
         self._templates = Templates(self._host, self._parts)
         self._held.push_async_callback(self._templates.aclose)
         await asyncio.to_thread(self._templates.prepare)
+        self._snapshots = Snapshots(self._host, self._parts)
+        self._held.callback(self._snapshots.close)
+        await self._host.disks.drop_orphans()
         self._is_prepared = True
 
     @override
@@ -138,6 +162,29 @@ class QemuEngine(ShimEngine):
             return launched
         _log.info("cold_boot", vm=plan.vm, image=plan.image)
         return await booted(boot, parts.boot_s, vm=plan.vm, image=plan.image)
+
+    @override
+    async def suspend(self, handle: Handle, into: Path, *, keep_running: bool = False) -> None:
+        self._check_prepared()
+        vm = qemu_suspend.check(self._host.vms.get(handle.vm), into)
+        await self._host.disks.drop_orphans()
+        suspension = qemu_suspend.Suspension(self._host, vm, handle, into)
+        try:
+            await suspension.run(None if keep_running else lambda: self._end_at_once(handle))
+        except OSError as error:
+            raise failure("the sandbox could not be saved, and goes on", str(error)) from error
+
+    @override
+    async def restore(self, snapshot: Path, plan: Plan) -> Handle:
+        self._check_prepared()
+        plan = replace(plan, waits=False)
+        async with AsyncExitStack() as held:
+            launch = await self._snapshots.open(snapshot, plan, held)
+
+            async def go_on(plan: Plan, directory: Path, undo: AsyncExitStack) -> Launched:
+                return await tried(launch, undo)
+
+            return await self._begin(plan, go_on)
 
     @override
     def _hold(self, record: VmRecord) -> Hold:

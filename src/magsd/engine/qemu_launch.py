@@ -5,15 +5,16 @@ What every engine does is `vm_launch`, what QEMU is told `qemu_spec`.
 
 import asyncio
 import os
+import socket
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from typing_extensions import override
 
-from magsd.engine import mounts
+from magsd.engine import mounts, qemu_facts, template_files
 from magsd.engine import qemu_spec as spec
 from magsd.engine.accelerator import KVM
 from magsd.engine.accelerator_device import device_folder
@@ -21,10 +22,12 @@ from magsd.engine.base import Plan
 from magsd.engine.kernel import Kernel
 from magsd.engine.launch_shim import ShimPlan, StartingShim, memory_file
 from magsd.engine.network import Slot
+from magsd.engine.process import Detached
 from magsd.engine.qemu_boot import CloneError, deadline
 from magsd.engine.qemu_machine import Machine
 from magsd.engine.qemu_monitor import Monitor
 from magsd.engine.qemu_sockets import listening
+from magsd.engine.record import VmRecord
 from magsd.engine.template_files import Template
 from magsd.engine.vm_host import VmHost
 from magsd.engine.vm_launch import Overhead, VmLaunch, opened, together
@@ -45,8 +48,8 @@ class Parts:
     accelerator: spec.Accelerator
     version: str
     """Of the emulator."""
-    build: str
-    """Its version with that of its package: what another saved is nothing to it."""
+    facts: Mapping[str, Any]
+    """What a machine that was saved depends on, but for its plan: see `qemu_facts`."""
     kernel: Kernel
     initramfs: int
     """A descriptor."""
@@ -74,6 +77,7 @@ class QemuLaunch(VmLaunch):
             guest_files=parts.guest_files,
         )
         self.parts = parts
+        self._slots = 0
 
     @override
     async def acquire_slot(self) -> Slot:
@@ -83,16 +87,34 @@ class QemuLaunch(VmLaunch):
     def add_engine(self, plan: ShimPlan, held: AsyncExitStack) -> None:
         self._add_tree(plan, held)
         inherited = self.descriptors(held)
+        self._slots = len(inherited.layers)
         arguments = self.arguments(inherited, plan, held)
         for descriptor in inherited.all:
             plan.add_descriptor("pass", descriptor)
-        plan.add_each("arg", arguments)
+        plan.add_each("arg", [*arguments, *self._shims_monitor(plan, held)])
         plan.add("root", spec.ROOT)
-        user = self.host.settings.vm_uid_base + _EMULATOR_UIDS
-        user += self.slot.index if self.slot else 0
-        plan.add("user", f"{user}:{user}")
+        plan.add("user", f"{self.emulator_uid}:{self.emulator_uid}")
         plan.add("file_size", max(self.plan.disk_gb, 1) << 30)
         plan.add_each("engine_failed", spec.FAILED_STATUSES)
+
+    @property
+    def emulator_uid(self) -> int:
+        """Whose process the emulator is, once there is a slot."""
+        user = self.host.settings.vm_uid_base + _EMULATOR_UIDS
+        return user + (self.slot.index if self.slot else 0)
+
+    def _shims_monitor(self, plan: ShimPlan, held: AsyncExitStack) -> list[str]:
+        """Give the shim a monitor: a machine that was stopped by who has died it lets go on."""
+        ours, theirs = socket.socketpair()
+        for end, field in ((ours, "monitor"), (theirs, "pass")):
+            held.callback(end.close)
+            plan.add_descriptor(field, end.fileno())
+        return spec.second_monitor(theirs.fileno())
+
+    @override
+    def _record(self, shim: Detached) -> VmRecord:
+        facts = {**self.parts.facts, **qemu_facts.of_plan(self.plan), "slots": self._slots}
+        return replace(super()._record(shim), facts=facts)
 
     def arguments(
         self, inherited: spec.Descriptors, plan: ShimPlan, held: AsyncExitStack
@@ -109,7 +131,10 @@ class QemuLaunch(VmLaunch):
 
     def memory(self, plan: ShimPlan, held: AsyncExitStack) -> list[str]:
         """Return where the guest's memory is."""
-        return spec.own_memory()
+        # A file, so that it can be found from outside when the machine is saved.
+        memory = template_files.new_memory(self.plan.memory_mb << 20)
+        held.callback(os.close, memory)
+        return spec.file_memory(passed(memory, plan, held), is_shared=True)
 
     def beginning(self, plan: ShimPlan, held: AsyncExitStack) -> list[str]:
         """Return how the machine begins."""
@@ -220,7 +245,7 @@ class CloneLaunch(QemuLaunch):
         self, host: VmHost, parts: Parts, plan: Plan, run_directory: Path, template: Template
     ) -> None:
         super().__init__(host, parts, plan, run_directory)
-        self._template = template
+        self.template = template
         self._state = -1
         # A page that the template leaves empty is made in its file first, at the expense of who
         # touches it, and then copied.
@@ -228,15 +253,20 @@ class CloneLaunch(QemuLaunch):
 
     @override
     def memory(self, plan: ShimPlan, held: AsyncExitStack) -> list[str]:
-        return spec.file_memory(passed(self._template.memory, plan, held), is_shared=False)
+        return spec.file_memory(passed(self.template.memory, plan, held), is_shared=False)
 
     @override
     def beginning(self, plan: ShimPlan, held: AsyncExitStack) -> list[str]:
         # Of its own: whoever reads a descriptor moves all copies of it on.
-        state = memory_file("state", self._template.state, held)
+        state = memory_file("state", self.template.state, held)
         os.lseek(state, 0, os.SEEK_SET)
         self._state = passed(state, plan, held)
-        return ["-incoming", "defer"]
+        return spec.going_on(has_configuration=True)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the VM ends with its maker until somebody claims it."""
+        return self.plan.waits
 
     @override
     async def start(self, shim: StartingShim) -> None:
@@ -251,7 +281,7 @@ class CloneLaunch(QemuLaunch):
 
     async def _go_on(self, shim: StartingShim) -> None:
         async with asyncio.TaskGroup() as group:
-            starting = group.create_task(shim.start(is_held=self.plan.waits))
+            starting = group.create_task(shim.start(is_held=self.is_held))
             group.create_task(self._loaded(starting))
         await self.settle_in(shim)
 
@@ -274,7 +304,7 @@ class CloneLaunch(QemuLaunch):
 
     @override
     async def create_disk(self) -> Path:
-        return await self.host.disks.create_copy(self.plan.vm, self._template.disk)
+        return await self.host.disks.create_copy(self.plan.vm, self.template.disk)
 
     @override
     async def push_files(self, connection: ShimConnection) -> None:

@@ -6,6 +6,7 @@ and a deadline is the caller's.
 
 import asyncio
 import contextlib
+import os
 import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -19,6 +20,8 @@ from magsd.engine.qemu_sockets import in_directory
 from magsd.model.errors import LaunchError
 
 _LOOK_S: Final = 0.002
+_STATE_SET: Final = 1000
+"""A set of descriptors that no drive has."""
 _IGNORE_SHARED: Final = [{"capability": "x-ignore-shared", "state": True}]
 """Memory that is a file's is not part of the state: it is the file's."""
 
@@ -58,14 +61,30 @@ class Monitor:
         """Stop the guest and write its devices' state to a file. Its memory is a shared file."""
         await self._ask("stop")
         await self._ask("migrate-set-capabilities", {"capabilities": _IGNORE_SHARED})
-        try:
-            # By our own end: the loop's has no way to, and nothing is on its way now.
-            socket.send_fds(self._connection, [b" "], [state])
-        except OSError as error:
-            raise LaunchError("the emulator does not answer", repr(error)) from error
+        self._send(state)
         await self._ask("getfd", {"fdname": "state"})
         await self._ask("migrate", {"uri": "fd:state"})
         await self._migrated()
+
+    async def save_devices(self, state: int) -> None:
+        """Stop the guest, with all it has written in its disk, and write its devices' state.
+
+        Its memory is not part of that. It stays as it is, until it is told to go on.
+        """
+        await self._ask("stop")
+        # A file that can only be written to: the emulator takes no other for that.
+        writable = os.open(f"/proc/self/fd/{state}", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            self._send(writable)
+        finally:
+            os.close(writable)
+        await self._ask("add-fd", {"fdset-id": _STATE_SET})
+        try:
+            # Named after who needed it first: all that a machine is beside its memory.
+            place = {"filename": f"/dev/fdset/{_STATE_SET}", "live": False}
+            await self._ask("xen-save-devices-state", place)
+        finally:
+            await self._ask("remove-fd", {"fdset-id": _STATE_SET})
 
     async def load(self, state: int) -> None:
         """Have an emulator that waits for a state load it and go on. `state` is its descriptor."""
@@ -73,6 +92,14 @@ class Monitor:
         await self._ask("migrate-incoming", {"uri": f"fd:{state}"})
         await self._migrated()
         await self._ask("cont")
+
+    def _send(self, descriptor: int) -> None:
+        """Send a descriptor with the next command."""
+        try:
+            # By our own end: the loop's has no way to, and nothing is on its way now.
+            socket.send_fds(self._connection, [b" "], [descriptor])
+        except OSError as error:
+            raise LaunchError("the emulator does not answer", repr(error)) from error
 
     async def _migrated(self) -> None:
         while True:

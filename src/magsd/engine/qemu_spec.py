@@ -159,9 +159,24 @@ def command(
     ]
 
 
-def own_memory() -> list[str]:
-    """Return memory of the VM's own."""
-    return ["memory-backend-ram", "id=mem"]
+def second_monitor(descriptor: int) -> list[str]:
+    """Return what gives the emulator another monitor, by a socket that is connected."""
+    return [
+        *("-chardev", f"socket,id=control,fd={descriptor}"),
+        *("-mon", "chardev=control,mode=control"),
+    ]
+
+
+def going_on(*, has_configuration: bool) -> list[str]:
+    """Return what has a machine wait for a state to go on from.
+
+    `has_configuration`: it is all that is sent of a machine; else its devices' state alone.
+    """
+    arguments = ["-incoming", "defer"]
+    if not has_configuration:
+        arguments += ["-global", "migration.send-configuration=off"]
+        arguments += ["-machine", "suppress-vmdesc=on"]
+    return arguments
 
 
 def file_memory(descriptor: int, *, is_shared: bool) -> list[str]:

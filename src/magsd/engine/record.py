@@ -6,10 +6,11 @@ Also what names one boot of this host. Knows no engine.
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from magsd.model.names import VmId
 
@@ -40,6 +41,8 @@ class VmRecord:
     """The shim's, and so this VM's share of the instance's uids."""
     is_stopped: bool = False
     """The daemon killed the shim: its death is no loss."""
+    facts: Mapping[str, Any] | None = None
+    """What its memory, saved, would depend on; None where it cannot be."""
 
     def write(self, run_directory: Path) -> None:
         """Put it in place, whole: whatever becomes of the daemon. Raises `OSError`.
@@ -63,7 +66,8 @@ class VmRecord:
         """
         try:
             content = json.loads((run_directory / _NAME).read_text(encoding="utf-8"))
-            known = {field.name: content[field.name] for field in fields(cls)}
+            known = {field.name: content[field.name] for field in fields(cls)[:-1]}
+            known["facts"] = content.get("facts")  # Older daemons wrote none.
         except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
             return None
         known["layers"] = tuple(known["layers"])

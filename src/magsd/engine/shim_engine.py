@@ -8,11 +8,11 @@ import asyncio
 import os
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 import structlog
 
@@ -36,6 +36,7 @@ _log: Final = structlog.get_logger()
 
 _KILL_S: Final = 1.0
 _GREETING_S: Final = 5.0
+_Launch: TypeAlias = Callable[[Plan, Path, AsyncExitStack], Awaitable[Launched]]
 _GIVE_BACK_S: Final = 600.0
 """So often what was deleted in a VM is given back, if no moment of its disk was taken before."""
 
@@ -77,6 +78,10 @@ class ShimEngine(ABC):
 
     async def launch(self, plan: Plan) -> Handle:
         """Start a VM; see `Engine.launch`."""
+        return await self._begin(plan, self._launch)
+
+    async def _begin(self, plan: Plan, launch: _Launch) -> Handle:
+        """Have `launch` make a VM, and keep it."""
         self._check_prepared()
         host = self._host
         if plan.vm in host.vms or plan.vm in host.launching:
@@ -89,7 +94,7 @@ class ShimEngine(ABC):
         undo.callback(host.launching.discard, plan.vm)
         try:
             undo.callback(run_directory.make(handle.run_directory))
-            launched = await self._launch(plan, handle.run_directory, undo)
+            launched = await launch(plan, handle.run_directory, undo)
         except BaseException as error:
             await finish(undo.aclose())
             if isinstance(error, OSError):
@@ -184,7 +189,7 @@ class ShimEngine(ABC):
         vm = self._host.vms.get(handle.vm)
         is_to_rest = keep_changes and vm is not None and not vm.has_ended
         async with self._at_rest(handle) if is_to_rest else nullcontext():
-            ended: VmEnd = await self._ends.do(handle.vm, lambda: self._end(handle))
+            ended = await self._end_at_once(handle)
         if not keep_changes:
             await self._host.disks.delete(handle.vm)
         return ended
@@ -196,6 +201,11 @@ class ShimEngine(ABC):
         Raises nothing: one that cannot be brought to rest is ended as it is.
         """
         yield
+
+    async def _end_at_once(self, handle: Handle) -> VmEnd:
+        """End a VM as it is, and leave its disk."""
+        ended: VmEnd = await self._ends.do(handle.vm, lambda: self._end(handle))
+        return ended
 
     async def _end(self, handle: Handle) -> VmEnd:
         record = await self._end_shim(handle)
@@ -312,7 +322,7 @@ class ShimEngine(ABC):
         """Give back what other VMs than `keep` left behind; see `Engine.sweep`."""
         self._check_prepared()
         host = self._host
-        kept = keep | host.vms.keys() | host.launching
+        kept = keep | host.vms.keys() | host.launching | host.disks.of_snapshots()
         directories = {VmId(path.name) for path in host.run.iterdir() if is_vm_id(path.name)}
         groups = {VmId(name) for name in host.cgroups.names()}
         left = {

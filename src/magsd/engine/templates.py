@@ -9,7 +9,6 @@ import asyncio
 import hashlib
 import json
 import os
-import platform
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
@@ -20,8 +19,8 @@ from typing import Any, Final
 import structlog
 
 from magsd.aio import Tasks, finish
+from magsd.engine import qemu_facts, run_directory, template_files
 from magsd.engine import qemu_spec as spec
-from magsd.engine import run_directory, template_files
 from magsd.engine.base import Plan
 from magsd.engine.qemu_bare import LAYERS_MAX, BareTemplateLaunch, is_bare
 from magsd.engine.qemu_boot import CloneError, HungError, booted, undone
@@ -83,7 +82,7 @@ class Templates:
         self._folder = host.directory / "templates"
         self._places: OrderedDict[str, _Place] = OrderedDict()
         self._tasks = Tasks(_report)
-        self._common = _facts_of(parts, str(host.network.dns_address))
+        self._common = {"form": _FORM, **parts.facts}
 
     def prepare(self) -> None:
         """Remove files that are of no use any more. Blocks."""
@@ -274,59 +273,15 @@ async def _prepare(connection: ShimConnection, *, has_root: bool) -> None:
         raise LaunchError("the template's agent does not answer", repr(error)) from error
 
 
-def _facts_of(parts: Parts, nameserver: str) -> dict[str, Any]:
-    """Return what a saved state depends on, whatever the image."""
-    return {
-        "form": _FORM,
-        "qemu": parts.build,
-        "accelerator": parts.accelerator.name,
-        "processor": _processor(),
-        "machine": parts.machine.kind,
-        "kernel": parts.kernel.digest,
-        "initramfs": _digest(parts.initramfs),
-        "command_line": parts.command_line,
-        "files": _digest_of_files(parts.guest_files),
-        "nameserver": nameserver,
-    }
-
-
 def _facts_of_plan(plan: Plan) -> dict[str, Any]:
+    if not is_bare(plan):
+        return qemu_facts.of_plan(plan)
     size = spec.Size.of(plan)
-    if is_bare(plan):
-        return {
-            "slots": LAYERS_MAX,
-            "processors": size.processors,
-            "memory_mb": size.memory_mb,
-        }
     return {
-        "layers": [path.name for path in plan.layers],
+        "slots": LAYERS_MAX,
         "processors": size.processors,
         "memory_mb": size.memory_mb,
-        "disk_gb": plan.disk_gb,
-        "pids_limit": plan.pids_limit,
-        "network": plan.network,
     }
-
-
-def _processor() -> str:
-    """Return the model of this host's processor, or its architecture where it has no name."""
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() == "model name":
-            return value.strip()
-    return platform.machine()
-
-
-def _digest(descriptor: int) -> str:
-    size_bytes = os.fstat(descriptor).st_size
-    return hashlib.sha256(os.pread(descriptor, size_bytes, 0)).hexdigest()
-
-
-def _digest_of_files(files: Mapping[str, bytes]) -> str:
-    digest = hashlib.sha256()
-    for name, content in sorted(files.items()):
-        digest.update(f"{name} {len(content)}\n".encode() + content)
-    return digest.hexdigest()
 
 
 def _report(name: str, error: BaseException) -> None:

@@ -26,6 +26,15 @@ async def introduce(connection: ShimConnection, hostname: str, now: datetime) ->
     )
 
 
+async def refresh(connection: ShimConnection, now: datetime) -> None:
+    """Tell a guest that stood still the time, and give it randomness; it stays who it is.
+
+    Raises `ShimError` when it does not acknowledge both.
+    """
+    entropy = secrets.token_hex(_ENTROPY_BYTES)
+    await streams.control(connection, "identity", clock_ns=_ns(now), entropy=entropy)
+
+
 async def set_clock(connection: ShimConnection, now: datetime) -> None:
     """Tell a guest the time, and nothing else. Raises `ShimError`."""
     await streams.control(connection, "identity", clock_ns=_ns(now))

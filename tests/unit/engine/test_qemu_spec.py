@@ -37,7 +37,7 @@ def command(architecture: str, accelerator: str, descriptors=CLONE) -> list[str]
         spec.Accelerator(accelerator),
         SIZE,
         descriptors,
-        spec.own_memory(),
+        ["memory-backend-ram", "id=mem"],
         spec.boot(20, 21, "quiet"),
     )
 

@@ -36,6 +36,7 @@ from bench.report import Report
 from bench.scale import scale
 from bench.session import Options, Session
 from bench.starts import claims, starts
+from bench.wake import wake
 from bench.workspaces import workspaces
 from magsd import log
 from magsd.engines import GVISOR, QEMU
@@ -56,6 +57,7 @@ PARTS: Final[Mapping[str, Part]] = {
     "idle-claims": idle_claims,
     "phases": phases,
     "workspaces": workspaces,
+    "wake": wake,
     "daemon": daemon,
     "scale": scale,
 }

@@ -108,6 +108,15 @@ async def host(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
     assert not census.left_behind(before, host.data, ignoring=("file run/",))
 
 
+@pytest.fixture
+def snapshots(host: Host, tmp_path: Path) -> Iterator[Path]:
+    """A folder for snapshots, which are all deleted at the end."""
+    folder = tmp_path / "snapshots"
+    folder.mkdir()
+    yield folder
+    shutil.rmtree(folder)
+
+
 async def _sweep(host: Host) -> None:
     """End what a failed test left."""
     async with host.engine() as engine:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from magsd.engine.base import Engine
+from magsd.engine.base import Engine, Handle
+from magsd.guest.journal import JournalReader
 from magsd.model.names import new_vm_id
 from tests.conformance.host import Host
 from tests.conformance.shim_host import ShimHost
-from tests.conformance.test_suspend import COUNTING, all_printed, counted, gone_on, launched
+from tests.conformance.suspended import COUNTING, all_printed, counted, gone_on, launched
 from tests.conformance.vm import begin, connected, eventually, printed, within
 
 pytestmark = pytest.mark.parametrize("host", ["qemu"], indirect=True)
@@ -24,8 +25,8 @@ while not os.path.exists('/run/go'):
 """
 
 
-async def test_copies_are_others(host: Host, engine: Engine, tmp_path: Path) -> None:
-    plan, snapshot = host.plan(), tmp_path / "snapshot"
+async def test_copies_are_others(host: Host, engine: Engine, snapshots: Path) -> None:
+    plan, snapshot = host.plan(), snapshots / "snapshot"
     who = "cat /etc/machine-id; hostname; head -c 16 /dev/urandom | od -An -tx1"
     async with launched(engine, plan) as first:
         await printed(first, "echo kept > /root/file")
@@ -52,10 +53,10 @@ async def test_copies_are_others(host: Host, engine: Engine, tmp_path: Path) -> 
 
 
 async def test_nothing_runs_in_a_copy_before_it_is_another(
-    host: Host, engine: Engine, tmp_path: Path
+    host: Host, engine: Engine, snapshots: Path
 ) -> None:
     """Whoever draws random numbers all the time draws none that another copy draws."""
-    plan, snapshot = host.plan(), tmp_path / "snapshot"
+    plan, snapshot = host.plan(), snapshots / "snapshot"
     async with launched(engine, plan) as first:
         async with connected(first) as connection:
             await begin(connection, f'exec python3 -c "{DRAWING}"')
@@ -73,9 +74,7 @@ async def test_nothing_runs_in_a_copy_before_it_is_another(
     assert len(set(everything)) == len(everything)
 
 
-def _lines_of(handle) -> list[bytes]:
-    from magsd.guest.journal import JournalReader
-
+def _lines_of(handle: Handle) -> list[bytes]:
     reader, position, content = JournalReader(handle.run_directory), 0, b""
     while records := reader.read(position)[0]:
         position = records[-1].end_position
@@ -83,22 +82,22 @@ def _lines_of(handle) -> list[bytes]:
     return [line for line in content.split(b"\n") if len(line) == 16]
 
 
-async def test_it_goes_on_with_all_its_streams(host: Host, engine: Engine, tmp_path: Path) -> None:
+async def test_it_goes_on_with_all_its_streams(host: Host, engine: Engine, snapshots: Path) -> None:
     async with launched(engine, host.plan()) as handle:
         running = asyncio.ensure_future(printed(handle, "cat /run/fifo"))
         await printed(handle, "mkfifo /run/fifo")
         for number in range(3):
-            await engine.suspend(handle, tmp_path / str(number), keep_running=True)
+            await engine.suspend(handle, snapshots / str(number), keep_running=True)
         running.cancel()
         async with connected(handle) as connection:
             await begin(connection, COUNTING.format(most=30))
-            await engine.suspend(handle, tmp_path / "last", keep_running=True)
+            await engine.suspend(handle, snapshots / "last", keep_running=True)
             assert (await within(60, connection.exited(1))).wait_status == 7 << 8
         assert all_printed(handle) == counted(30)
 
 
-async def test_its_disk_goes_with_it(host: ShimHost, engine: Engine, tmp_path: Path) -> None:
-    snapshot = tmp_path / "snapshot"
+async def test_its_disk_goes_with_it(host: ShimHost, engine: Engine, snapshots: Path) -> None:
+    snapshot = snapshots / "snapshot"
     async with launched(engine, host.plan()) as handle:
         await engine.suspend(handle, snapshot, keep_running=True)
         (owner,) = host.disk(handle.vm).parent.glob("*.of")

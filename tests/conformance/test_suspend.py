@@ -2,20 +2,16 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from magsd.engine.base import EndReason, Engine, Handle, Plan
-from magsd.guest.journal import JournalReader
+from magsd.engine.base import EndReason, Engine
 from magsd.guest.shim import ShimError
 from magsd.guest.state import read_stream
 from magsd.model.errors import LaunchError
-from magsd.model.names import new_vm_id
 from tests.conformance.host import Host
+from tests.conformance.suspended import COUNTING, again, all_printed, counted, gone_on, launched
 from tests.conformance.vm import (
     begin,
     connected,
@@ -28,52 +24,9 @@ from tests.conformance.vm import (
 
 pytestmark = pytest.mark.parametrize("host", ["qemu"], indirect=True)
 
-COUNTING = "i=0; while [ $i -lt {most} ]; do i=$((i+1)); echo $i; sleep 0.05; done; exit 7"
 
-
-def again(plan: Plan) -> Plan:
-    """The plan of a VM that goes on from that of `plan`."""
-    return replace(plan, vm=new_vm_id(), epoch=plan.epoch + 1)
-
-
-@asynccontextmanager
-async def launched(engine: Engine, plan: Plan) -> AsyncIterator[Handle]:
-    handle = await engine.launch(plan)
-    try:
-        yield handle
-    finally:
-        await engine.stop(handle)
-
-
-@asynccontextmanager
-async def gone_on(engine: Engine, snapshot: Path, plan: Plan) -> AsyncIterator[Handle]:
-    handle = await engine.restore(snapshot, plan)
-    try:
-        yield handle
-    finally:
-        await engine.stop(handle)
-
-
-def all_printed(*handles: Handle) -> bytes:
-    """What stream 1 printed in VMs that followed one another: each byte once, none missing."""
-    content = bytearray()
-    for handle in handles:
-        reader, position = JournalReader(handle.run_directory), 0
-        while records := reader.read(position)[0]:
-            position = records[-1].end_position
-            for record in records:
-                if (record.stream, record.channel, record.kind) == (1, 1, 1):
-                    assert record.offset == len(content)
-                    content += record.payload
-    return bytes(content)
-
-
-def counted(most: int) -> bytes:
-    return b"".join(b"%d\n" % number for number in range(1, most + 1))
-
-
-async def test_it_goes_on_where_it_was(host: Host, engine: Engine, tmp_path: Path) -> None:
-    plan, snapshot = host.plan(), tmp_path / "snapshot"
+async def test_it_goes_on_where_it_was(host: Host, engine: Engine, snapshots: Path) -> None:
+    plan, snapshot = host.plan(), snapshots / "snapshot"
     async with launched(engine, plan) as first:
         await printed(first, "echo kept > /root/file; (sleep 1000 & echo $! > /run/pid)")
         pid = (await printed(first, "cat /run/pid")).strip()
@@ -96,9 +49,9 @@ async def test_it_goes_on_where_it_was(host: Host, engine: Engine, tmp_path: Pat
 
 
 async def test_a_scripts_output_and_end_come_once(
-    host: Host, engine: Engine, tmp_path: Path
+    host: Host, engine: Engine, snapshots: Path
 ) -> None:
-    plan, snapshot = host.plan(), tmp_path / "snapshot"
+    plan, snapshot = host.plan(), snapshots / "snapshot"
     async with launched(engine, plan) as first:
         async with connected(first) as connection:
             await begin(connection, COUNTING.format(most=60))
@@ -119,9 +72,9 @@ async def test_a_scripts_output_and_end_come_once(
 
 
 async def test_streams_that_were_over_are_so_still(
-    host: Host, engine: Engine, tmp_path: Path
+    host: Host, engine: Engine, snapshots: Path
 ) -> None:
-    plan, snapshot = host.plan(), tmp_path / "snapshot"
+    plan, snapshot = host.plan(), snapshots / "snapshot"
     async with launched(engine, plan) as first:
         async with connected(first) as connection:
             await connection.open_durable(3, script("echo done; exit 4"))
@@ -135,8 +88,8 @@ async def test_streams_that_were_over_are_so_still(
             assert await within(20, connection.exited(3)) == before
 
 
-async def test_time_asleep_does_not_count(host: Host, engine: Engine, tmp_path: Path) -> None:
-    plan, snapshot = host.plan(), tmp_path / "snapshot"
+async def test_time_asleep_does_not_count(host: Host, engine: Engine, snapshots: Path) -> None:
+    plan, snapshot = host.plan(), snapshots / "snapshot"
     async with launched(engine, plan) as first:
         async with connected(first) as connection:
             await connection.open_durable(1, script("echo on; sleep 1000"), deadline_s=30)
@@ -148,8 +101,8 @@ async def test_time_asleep_does_not_count(host: Host, engine: Engine, tmp_path: 
         assert 0 < left[0] < 30_000 < left[1] < 1_000_000
 
 
-async def test_other_streams_end(host: Host, engine: Engine, tmp_path: Path) -> None:
-    plan, snapshot = host.plan(), tmp_path / "snapshot"
+async def test_other_streams_end(host: Host, engine: Engine, snapshots: Path) -> None:
+    plan, snapshot = host.plan(), snapshots / "snapshot"
     async with launched(engine, plan) as first:
         running = asyncio.ensure_future(shell(first, "echo $$ > /run/pid; exec sleep 1000"))
         await printed(first, "until [ -s /run/pid ]; do sleep 0.02; done")
@@ -160,8 +113,8 @@ async def test_other_streams_end(host: Host, engine: Engine, tmp_path: Path) -> 
             await printed(second, "while [ -d /proc/$(cat /run/pid) ]; do sleep 0.02; done")
 
 
-async def test_the_network_is_there_again(host: Host, engine: Engine, tmp_path: Path) -> None:
-    plan, snapshot = host.plan(), tmp_path / "snapshot"
+async def test_the_network_is_there_again(host: Host, engine: Engine, snapshots: Path) -> None:
+    plan, snapshot = host.plan(), snapshots / "snapshot"
     addresses = "ip -4 -o addr show dev eth0 | tr -s ' ' | cut -d' ' -f4; ip route | head -1"
     ping = "python3 -c 'import socket; s=socket.socket(); s.settimeout(5); print(s.connect_ex({}))'"
     async with launched(engine, plan) as first:
@@ -174,7 +127,7 @@ async def test_the_network_is_there_again(host: Host, engine: Engine, tmp_path: 
             assert int(refused) in {111, 113}
 
 
-async def test_it_is_suspended_again_and_again(host: Host, engine: Engine, tmp_path: Path) -> None:
+async def test_it_is_suspended_again_and_again(host: Host, engine: Engine, snapshots: Path) -> None:
     plan = host.plan()
     handle = await engine.launch(plan)
     fill = "head -c 3000000 /dev/urandom > {0}; sha256sum {0} | cut -d' ' -f1"
@@ -183,7 +136,7 @@ async def test_it_is_suspended_again_and_again(host: Host, engine: Engine, tmp_p
         await begin(connection, COUNTING.format(most=100_000))
     handles = [handle]
     for number in range(20):
-        snapshot = tmp_path / str(number)
+        snapshot = snapshots / str(number)
         await engine.suspend(handles[-1], snapshot)
         plan = again(plan)
         handles.append(await engine.restore(snapshot, plan))
@@ -200,9 +153,9 @@ async def test_it_is_suspended_again_and_again(host: Host, engine: Engine, tmp_p
 
 
 async def test_the_disk_is_good_without_the_memory(
-    host: Host, engine: Engine, tmp_path: Path
+    host: Host, engine: Engine, snapshots: Path
 ) -> None:
-    snapshot = tmp_path / "snapshot"
+    snapshot = snapshots / "snapshot"
     async with launched(engine, host.plan()) as handle:
         await printed(handle, "echo written > /root/file")
         await engine.suspend(handle, snapshot)
@@ -213,16 +166,16 @@ async def test_the_disk_is_good_without_the_memory(
         assert b"written\n" in content
 
 
-async def test_what_cannot_be_suspended(host: Host, engine: Engine, tmp_path: Path) -> None:
-    plan, snapshot = host.plan(), tmp_path / "snapshot"
+async def test_what_cannot_be_suspended(host: Host, engine: Engine, snapshots: Path) -> None:
+    plan, snapshot = host.plan(), snapshots / "snapshot"
     async with launched(engine, plan) as handle:
         snapshot.mkdir()
         with pytest.raises(LaunchError, match="there already"):
             await engine.suspend(handle, snapshot)
         with pytest.raises(LaunchError):
-            await engine.suspend(handle, tmp_path / "not there" / "snapshot")
+            await engine.suspend(handle, snapshots / "not there" / "snapshot")
         assert await printed(handle, "echo on") == "on\n"
         await engine.stop(handle)
         with pytest.raises(LookupError):
-            await engine.suspend(handle, tmp_path / "other")
-        assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+            await engine.suspend(handle, snapshots / "other")
+        assert [path.name for path in snapshots.iterdir() if path.name.startswith(".")] == []

@@ -6,6 +6,7 @@ emulator is trusted no more than its guest: what it has mapped is measured
 before it is read, and no more is read than the machine has. All of it blocks.
 """
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -14,12 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from magsd.engine import disk_files
 from magsd.model.errors import LaunchError
 
 _PAGE_BYTES: Final = 4096
 _ENTRY_BYTES: Final = 8
-_PIECE_BYTES: Final = 256 << 10
+_PIECE_BYTES: Final = 64 << 10
 _ZEROS: Final = bytes(_PIECE_BYTES)
 _PRESENT: Final = 0x80
 _SWAPPED: Final = 0x40
@@ -69,16 +69,26 @@ class MachineMemory:
         """Copy into an empty file what does not change, while the machine may run."""
         os.truncate(target, self._size_bytes)
         if all(area.is_private for area in self._areas):
-            disk_files.copy_data(self._file, target)
+            self._copy_file(target)
 
     def copy_rest(self, target: int) -> None:
         """Copy all else, while the machine stands still."""
         if not all(area.is_private for area in self._areas):
-            disk_files.copy_data(self._file, target)
+            self._copy_file(target)
             return
         for area in self._areas:
             for start, end in self._own(area):
                 self._copy_own(area, start, end, target)
+
+    def _copy_file(self, target: int) -> None:
+        end = 0
+        while (start := _next_data(self._file, end)) is not None:
+            end = os.lseek(self._file, start, os.SEEK_HOLE)
+            for at in range(start, end, _PIECE_BYTES):
+                piece = os.pread(self._file, min(_PIECE_BYTES, end - at), at)
+                # Whoever reads a hole of a shared memory has it filled, with zeros.
+                if piece != _ZEROS[: len(piece)]:
+                    _write(target, piece, at)
 
     def _own(self, area: _Area) -> Iterator[tuple[int, int]]:
         """Yield where the pages lie that the process has written, in its addresses."""
@@ -154,10 +164,18 @@ def _opened(path: str, held: ExitStack) -> int:
 
 
 def _has_data(file: int, start: int, end: int) -> bool:
+    found = _next_data(file, start)
+    return found is not None and found < end
+
+
+def _next_data(file: int, start: int) -> int | None:
+    """Return where the next data of a file begin; None: nothing but a hole follows."""
     try:
-        return os.lseek(file, start, os.SEEK_DATA) < end
-    except OSError:  # Nothing but a hole follows.
-        return False
+        return os.lseek(file, start, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        return None
 
 
 def _write(target: int, piece: bytes, at: int) -> None:

@@ -15,6 +15,7 @@ from tests.e2e.engines import ENGINES, serving_on
 from tests.e2e.server import Server, eventually
 from tests.e2e.test_live import asked, keep, printed, stop
 
+WOKEN = {"gvisor": "started from its own disk", "qemu": "resumed from memory"}
 SETTINGS = {"MAGSD_MIN_IDLE_TIMEOUT_S": "1"}
 
 
@@ -142,7 +143,8 @@ def test_many_at_once_cause_one_wake(server: Server) -> None:
     with ThreadPoolExecutor(50) as threads:
         found = list(threads.map(lambda _: printed(server, job, "echo here"), range(50)))
     assert set(found) == {"here\n"}
-    assert lines(server, job).count("started from its own disk") == 1
+    assert lines(server, job)[-1] == WOKEN[server.status(job)["engine"]]
+    assert len(lines(server, job)) == 2
     stop(server, job)
 
 
@@ -153,6 +155,54 @@ def test_what_computes_does_not_sleep(server: Server) -> None:
     assert server.status(busy)["status"] == "running"
     stop(server, idle)
     stop(server, busy)
+
+
+def test_a_microvm_goes_on_where_it_was(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Its script too, and what it says afterwards is in the log."""
+    with serving_on("qemu", tmp_path_factory.mktemp("warm"), **SETTINGS) as server:
+        script = "echo begun; mkfifo /run/pipe; read word < /run/pipe; echo $word; exit 5"
+        job = keep(server, script, idle_timeout=1, workspace_id="warm")["request_id"]
+        printed(server, job, "sleep 4321 > /dev/null 2>&1 & echo $! > /run/pid; echo a > /root/a")
+        for number in range(3):
+            now = asleep(server, job)
+            assert (now["script_ended_at"], now["workspace_synced"]) == (None, True)
+            assert printed(server, job, "cat /root/a; ps -o args= -p $(cat /run/pid)") == (
+                f"a{number or ''}\nsleep 4321\n"
+            )
+            printed(server, job, f"echo a{number + 1} > /root/a")
+            assert server.status(job)["status"] == "running"
+        printed(server, job, "echo word > /run/pipe")
+        eventually(lambda: server.status(job)["script_ended_at"])
+        assert server.status(job)["exit_code"] == 5
+        slept = ["the job went to sleep", "resumed from memory"]
+        assert lines(server, job) == ["begun", *slept * 3, "word"]
+        asleep(server, job)
+        server.kill()
+        server.start()
+        assert printed(server, job, "cat /root/a; cat /run/pid | wc -l") == "a3\n1\n"
+        asleep(server, job)
+        assert list((server.data / "snapshots").iterdir())
+        assert stop(server, job)["workspace_synced"] is True
+        assert server.run("cat /root/a", workspace_id="warm")["stdout"] == ["a3"]
+        eventually(lambda: not list((server.data / "snapshots").iterdir()))
+
+
+def test_a_memory_that_is_damaged_costs_nothing_but_the_memory(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    with serving_on("qemu", tmp_path_factory.mktemp("damaged"), **SETTINGS) as server:
+        job = keep(server, "sleep infinity", idle_timeout=1)["request_id"]
+        printed(server, job, "echo mine > /root/file")
+        asleep(server, job)
+        (snapshot,) = (server.data / "snapshots").iterdir()
+        with (snapshot / "memory").open("r+b") as memory:
+            memory.truncate(4096)
+        assert printed(server, job, "cat /root/file") == "mine\n"
+        last = lines(server, job)[-1]
+        assert last.startswith("started from its own disk, not from memory (")
+        assert last.endswith("its script was ended")
+        assert server.status(job)["exit_code"] == 143
+        stop(server, job)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -148,6 +148,37 @@ async def start(
     return connection
 
 
+async def resume(engine: Engine, plan: Plan, snapshot: Path, *, line: str) -> ShimConnection:
+    """Have a VM go on from its memory and tell its log `line`; return a connection.
+
+    On failure (`LaunchError`) or cancellation the VM is no more, and its disk stays.
+    """
+    try:
+        async with asyncio.timeout(_LAUNCH_S):
+            handle = await engine.restore(snapshot, plan)
+    except TimeoutError as error:
+        raise LaunchError(f"it did not go on within {_LAUNCH_S:.0f} s") from error
+    async with _kept_on_failure(engine, handle) as connection:
+        await connection.request("note", text=line)
+    return connection
+
+
+@asynccontextmanager
+async def _kept_on_failure(engine: Engine, handle: Handle) -> AsyncIterator[ShimConnection]:
+    """Connect to a VM, which is stopped, its disk kept, when the block fails."""
+    try:
+        async with asyncio.timeout(_BEGIN_S), AsyncExitStack() as undo:
+            connection = await ShimConnection.open(handle.run_directory)
+            undo.push_async_callback(connection.aclose)
+            yield connection
+            undo.pop_all()
+    except BaseException as error:
+        await finish(engine.stop(handle, keep_changes=True))
+        if isinstance(error, ShimError | OSError | TimeoutError):
+            raise LaunchError("the VM could not be made ready", repr(error)) from error
+        raise
+
+
 async def start_again(
     engine: Engine, plan: Plan, spec: RunSpec, clock: Clock, *, startup_command: str, line: str
 ) -> ShimConnection:
@@ -157,25 +188,16 @@ async def start_again(
     On failure (`LaunchError`) or cancellation the VM is no more, and its disk stays.
     """
     handle = await launched(engine, plan)
-    try:
-        async with asyncio.timeout(_BEGIN_S), AsyncExitStack() as undo:
-            connection = await ShimConnection.open(handle.run_directory)
-            undo.push_async_callback(connection.aclose)
-            await identity.introduce(connection, plan.hostname, clock.now())
-            if spec.files:
-                names = [file.name for file in spec.files]
-                await streams.control(connection, "uploads", name=names)
-            await connection.request("note", text=line)
-            if startup_command:
-                content = startup_command.encode("utf-8")
-                await streams.write_file(connection, _STARTUP_PATH, content, mode=_SCRIPT_MODE)
-                await _begin(connection, spec, STARTUP_STREAM, _STARTUP_PATH, deadline_s=0)
-            undo.pop_all()
-    except BaseException as error:
-        await finish(engine.stop(handle, keep_changes=True))
-        if isinstance(error, ShimError | OSError | TimeoutError):
-            raise LaunchError("the VM could not be made ready", repr(error)) from error
-        raise
+    async with _kept_on_failure(engine, handle) as connection:
+        await identity.introduce(connection, plan.hostname, clock.now())
+        if spec.files:
+            names = [file.name for file in spec.files]
+            await streams.control(connection, "uploads", name=names)
+        await connection.request("note", text=line)
+        if startup_command:
+            content = startup_command.encode("utf-8")
+            await streams.write_file(connection, _STARTUP_PATH, content, mode=_SCRIPT_MODE)
+            await _begin(connection, spec, STARTUP_STREAM, _STARTUP_PATH, deadline_s=0)
     return connection
 
 

@@ -15,6 +15,7 @@ from magsd.core.quotas import Quotas
 from magsd.core.room import Room
 from magsd.core.run_log import RunLog
 from magsd.core.settings import CoreSettings
+from magsd.core.snapshots import Snapshots
 from magsd.core.uses import Uses
 from magsd.core.workspace_uploads import WorkspaceUploads
 from magsd.db.database import Database
@@ -85,6 +86,7 @@ class Node:
         """For a VM from its claim until it is given back."""
         self.quotas = Quotas(settings.quota)
         self.uses = Uses(clock)
+        self.snapshots = Snapshots(settings.data_directory, settings.disk_free_min_bytes)
         self.given_back = SingleFlight()
         """VMs that are being given back, by name."""
         self.pool = Pool(

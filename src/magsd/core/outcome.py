@@ -95,6 +95,17 @@ def of_sleep(*, is_cut: bool) -> str:
     return "the job went to sleep, and its script was ended" if is_cut else "the job went to sleep"
 
 
+def of_wake(*, is_cut: bool, why_cold: str = "") -> str:
+    """Return what a job's log says when its VM was started again on its own disk.
+
+    `is_cut`: its script was to go on from memory, and could not: `why_cold`.
+    """
+    line = "started from its own disk"
+    if why_cold:
+        line = f"{line}, not from memory ({why_cold})"
+    return f"{line}; its script was ended" if is_cut else line
+
+
 def of_going_on(lost: Outcome) -> str:
     """Return what a job's log says when it goes on although its VM was lost."""
     return f"{lost.error}; the job goes on from its own disk"

@@ -40,6 +40,7 @@ async def give_back(node: Node, run: Run, account_id: AccountId) -> None:
 
 
 async def _give_back(node: Node, run: Run, handle: Handle, account_id: AccountId) -> None:
+    await node.snapshots.drop(handle.vm)
     # Without its engine, which an operator may have taken away, only files are left.
     if (engine := node.engines.get(run.engine)) is not None:
         await engine.stop(handle)

@@ -118,24 +118,47 @@ class Sleeping:
         return True
 
     async def _end_vm(self) -> None:
-        handle, engine = self._hold.handle, self._hold.engine
-        if (link := self._hold.link) is not None:
-            running = [stream for stream in (SCRIPT_STREAM, STARTUP_STREAM) if self._runs(stream)]
-            await asyncio.gather(*(link.terminate(stream) for stream in running))
-            await self._hold.detach()
-        else:  # Found again, it writes out what it has in memory before it is ended.
-            await engine.adopt(handle.run_directory)
+        handle, engine, link = self._hold.handle, self._hold.engine, self._hold.link
         await self._write_down_layers()
+        # Found again, it can be saved, and writes out what it has in memory before it is ended.
+        lives = link is not None or await engine.adopt(handle.run_directory) is not None
+        if lives and self._row.run.slept_at is None:
+            await self._save_memory()
+        if link is not None:
+            if not self._has_memory:
+                running = [each for each in (SCRIPT_STREAM, STARTUP_STREAM) if self._runs(each)]
+                await asyncio.gather(*(link.terminate(stream) for stream in running))
+            await self._hold.detach()
         await engine.stop(handle, keep_changes=True)
         run = self._row.run
         if run.slept_at is None:
-            is_cut = not self._ending.is_script_over
+            is_cut = not self._ending.is_script_over and not self._has_memory
             await self._append(outcome.of_sleep(is_cut=is_cut))
             now = self._node.clock.now()
             if is_cut:
                 code = outcome.EXIT_STOPPED
                 run = dataclasses.replace(run, exit_code=code, script_ended_at=now)
             await self._row.save(dataclasses.replace(run, slept_at=now))
+
+    @property
+    def _has_memory(self) -> bool:
+        return self._node.snapshots.exists(self._hold.handle.vm)
+
+    async def _save_memory(self) -> None:
+        """Suspend the VM where that can be, and nothing is to be run at its wake."""
+        node, hold, request_id = self._node, self._hold, self._row.request_id
+        if not hold.engine.capabilities.suspend or self._has_memory:
+            return
+        read = node.database.read
+        if await read(lambda tx: jobs.startup_command(tx, request_id)):
+            return
+        memory_mb = (await read(lambda tx: jobs.spec(tx, request_id))).memory_mb
+        try:
+            if node.snapshots.has_room(memory_mb):
+                await hold.engine.suspend(hold.handle, node.snapshots.place(hold.handle.vm))
+        except (LaunchError, LookupError, OSError) as error:
+            detail = getattr(error, "detail", "")
+            self._log.warning("memory_not_saved", why=str(error), detail=detail)
 
     def _runs(self, stream: int) -> bool:
         handle = self._hold.handle
@@ -260,6 +283,7 @@ class Sleeping:
             handle, engine = self._hold.handle, self._hold.engine
             await engine.adopt(handle.run_directory)
             await engine.stop(handle, keep_changes=True)
+            await self._node.snapshots.drop(handle.vm)  # It may have written since.
             await self._row.save(dataclasses.replace(self._row.run, state=RunState.SLEEPING))
         self._footprint.rest()
 
@@ -273,7 +297,7 @@ class Sleeping:
         except BaseException:
             await hold.detach()
             raise
-        self._follows_startup = self._wake.has_startup
+        self.found_awake()
         self._began_at = self._node.clock.monotonic()
         self.be_awake()
 
@@ -289,7 +313,7 @@ class Sleeping:
         return self._follows_startup
 
     def found_awake(self) -> None:
-        """Take note that a VM of an earlier daemon was found."""
+        """Take note of what runs in a VM that was woken, or that an earlier daemon had."""
         self._follows_startup = has_stream(self._hold.handle, STARTUP_STREAM)
 
     async def follow_startup(self) -> None:

@@ -266,6 +266,7 @@ class Supervisor:
         left = [vm for vm in self._node.places.vms() if vm not in living]
         known = await self._node.database.read(lambda tx: runs.of_vms(tx, left))
         keep = {*living, *await self._give_back(known)}
+        await self._node.snapshots.sweep(keep)
         for name, engine in self._node.engines.items():
             await _sweep(name, engine, frozenset(keep))
         for vm in left:

@@ -1,10 +1,13 @@
-"""How a run that sleeps comes to a VM again: room, and one that goes on from the disk that was kept.
+"""How a run that sleeps comes to a VM again: room, and one that goes on from what was kept.
+
+That is its memory where there is a snapshot, which is used once, else its disk.
 
 Belongs to the run's actor, by way of `sleeping`. Each decision is written down
 before it is carried out. What is lost with the disk of a job with a workspace
 is replaced by its newest version, and said so.
 """
 
+import asyncio
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,22 +16,23 @@ from typing import Final
 import structlog
 
 from magsd.aio import finish
-from magsd.core import launch
+from magsd.core import launch, outcome
 from magsd.core.footprint import Footprint
 from magsd.core.launch import Shape
 from magsd.core.node import Node
 from magsd.core.run_row import RunRow
 from magsd.core.vm_changes import VmChanges
 from magsd.db import jobs, runs, workspaces
-from magsd.engine.base import Engine
+from magsd.engine.base import Engine, Plan
 from magsd.guest.shim import ShimConnection
 from magsd.model.amount import Amount
 from magsd.model.errors import JobCode, LaunchError
 from magsd.model.layers import Manifest
 from magsd.model.lifecycle import RunState
-from magsd.model.records import RunSpec, Version
+from magsd.model.names import VmId
+from magsd.model.records import Run, RunSpec, Version
 
-OWN_DISK: Final = "started from its own disk"
+FROM_MEMORY: Final = "resumed from memory"
 _LAUNCH: Final = Amount(vms=1)
 _log = structlog.get_logger()
 
@@ -41,8 +45,6 @@ class VmWake:
         self._row = row
         self._changes = changes
         self._footprint = footprint
-        self.has_startup = False
-        """Whether a startup command was begun the last time."""
 
     async def run(self) -> ShimConnection:
         """Return a connection to a VM that goes on where the last one was stopped.
@@ -81,8 +83,21 @@ class VmWake:
         )
         # What is committed must be known, also to an attempt that is given up meanwhile.
         await finish(self._row.save(claimed))
+        shape = _shape(run.engine, spec, manifest, layers)
+        why_cold = ""
+        if (snapshot := await asyncio.to_thread(self._node.snapshots.take, _vm(run))) is not None:
+            try:
+                connection = await self._resumed(shape, snapshot)
+                await self._node.snapshots.drop(_vm(run))  # It has all that it needs of it.
+                return connection
+            except LaunchError as error:
+                _log.warning("not_resumed", request_id=request_id, error=error.message,
+                             detail=error.detail)  # fmt: skip
+                why_cold = error.message
+        is_cut = await self._cut_off()
         try:
-            return await self._begun(_shape(run.engine, spec, manifest, layers), spec, OWN_DISK)
+            line = outcome.of_wake(is_cut=is_cut, why_cold=why_cold)
+            return await self._begun(shape, spec, line)
         except LaunchError as error:
             if error.job_code is not JobCode.STATE_LOST:
                 raise
@@ -92,20 +107,36 @@ class VmWake:
             raise lost
         return await self._from_version(version, spec)
 
+    async def _resumed(self, shape: Shape, snapshot: Path) -> ShimConnection:
+        """Have the VM go on from its memory. Raises `LaunchError`: there is none then."""
+        plan = await self._plan(shape, has_disk=True)
+        return await launch.resume(self._engine, plan, snapshot, line=FROM_MEMORY)
+
+    async def _cut_off(self) -> bool:
+        """Record the end of a script that was to go on from memory. False: it was over before."""
+        run = self._row.run
+        if run.script_ended_at is not None:
+            return False
+        now = self._node.clock.now()
+        over = dataclasses.replace(run, exit_code=outcome.EXIT_STOPPED, script_ended_at=now)
+        await finish(self._row.save(over))
+        return True
+
+    async def _plan(self, shape: Shape, *, has_disk: bool) -> Plan:
+        node, run = self._node, self._row.run
+        plan = await launch.plan_of(_vm(run), run.epoch, shape, node.images, node.settings)
+        try:
+            node.places.make_run_directory(plan.vm)
+        except OSError as error:
+            raise LaunchError("the host has no room for the VM", str(error)) from error
+        return dataclasses.replace(plan, has_disk=has_disk)
+
     async def _begun(
         self, shape: Shape, spec: RunSpec, line: str, *, has_disk: bool = True
     ) -> ShimConnection:
-        node, run, request_id = self._node, self._row.run, self._row.request_id
-        vm = run.vm_id
-        assert vm is not None
+        node, request_id = self._node, self._row.request_id
         command = await node.database.read(lambda tx: jobs.startup_command(tx, request_id))
-        self.has_startup = bool(command)
-        plan = await launch.plan_of(vm, run.epoch, shape, node.images, node.settings)
-        plan = dataclasses.replace(plan, has_disk=has_disk)
-        try:
-            node.places.make_run_directory(vm)
-        except OSError as error:
-            raise LaunchError("the host has no room for the VM", str(error)) from error
+        plan = await self._plan(shape, has_disk=has_disk)
         return await launch.start_again(
             self._engine, plan, spec, node.clock, startup_command=command, line=line
         )
@@ -134,6 +165,11 @@ class VmWake:
     @property
     def _engine(self) -> Engine:
         return self._node.engines[self._row.run.engine]
+
+
+def _vm(run: Run) -> VmId:
+    assert run.vm_id is not None
+    return run.vm_id
 
 
 def _shape(engine: str, spec: RunSpec, manifest: Manifest, layers: Sequence[Path]) -> Shape:

@@ -229,7 +229,8 @@ class Engine(Protocol):
     async def restore(self, snapshot: Path, plan: Plan) -> Handle:
         """Have a VM go on from where one was suspended; return when it has.
 
-        `plan` has a vm id of its own (and a higher epoch, where it is the same run);
+        `plan` has a vm id of its own, or with `has_disk` that of a VM that was suspended, which
+        then goes on with its own disk; and a higher epoch, where it is the same run;
         layers, sizes, limits and network are those of before. Clock and randomness
         are renewed before anything runs inside. A VM that was suspended keeps its
         machine id and `hostname`; one that goes on from a live fork gets new ones.

@@ -131,8 +131,8 @@ class Snapshots:
         found = {key: value for key, value in manifest.facts.items() if key != _SLOTS}
         if found != wanted:
             raise SnapshotError(_why_not(found, wanted), f"it has {found}, wanted is {wanted}")
-        if plan.vm == manifest.vm:
-            raise LaunchError("a VM that goes on needs an id of its own")
+        if plan.has_disk != (plan.vm == manifest.disk):
+            raise LaunchError("a VM that goes on needs its own disk, or an id of its own")
         living = self._host.vms.get(manifest.vm)
         if not manifest.is_fork and living is not None and not living.has_ended:
             raise LaunchError("the VM of this snapshot lives: it cannot go on twice")

@@ -175,7 +175,7 @@ async def _latencies(port: int, samples: Samples, count: int) -> None:
 async def _answer(reader: asyncio.StreamReader) -> None:
     head = await reader.readuntil(b"\r\n\r\n")
     if not head.startswith(b"HTTP/1.1 200 "):
-        raise SystemExit(f"bench: not an answer: {head!r}")
+        raise RuntimeError(f"not an answer: {head!r}")
     await reader.readexactly(5)
 
 
@@ -276,7 +276,7 @@ async def _until_open(attempt: Callable[[], Awaitable[None]]) -> None:
         while True:
             try:
                 await attempt()
-            except (Exception, SystemExit):  # noqa: BLE001 - not open yet, in one way or another
+            except Exception:  # noqa: BLE001 - not open yet, in one way or another
                 await asyncio.sleep(0.1)
             else:
                 return

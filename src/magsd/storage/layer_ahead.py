@@ -95,9 +95,11 @@ class AheadSender:
         offset = 0
         try:
             async with self._turn:
+                # One for all pieces: each thread that made some would keep the room for one.
+                buffer = bytearray(_PIECE_BYTES)
                 while True:
                     await self._until(file, offset + _PIECE_BYTES + _BEHIND_BYTES)
-                    piece = await asyncio.to_thread(_cut, file, offset, ahead)
+                    piece = await asyncio.to_thread(_cut, file, offset, buffer, ahead)
                     ahead.has_begun = True
                     # The first has the head in it.
                     chunks = piece.chunks if offset else piece.chunks[1:]
@@ -120,7 +122,8 @@ def _size(file: Path) -> int:
         return 0
 
 
-def _cut(file: Path, offset: int, ahead: Ahead) -> _Piece:
+def _cut(file: Path, offset: int, buffer: bytearray, ahead: Ahead) -> _Piece:
     with file.open("rb", buffering=0) as opened:
-        content = memoryview(os.pread(opened.fileno(), _PIECE_BYTES, offset))
+        size = os.preadv(opened.fileno(), [buffer], offset)
+    content = memoryview(buffer)[:size]
     return _Piece(offset, content, layer_chunks.cut_piece(content, offset), ahead)

@@ -7,9 +7,6 @@ import pytest
 from tests.e2e.engines import serving_on
 from tests.e2e.server import Server
 from tests.e2e.test_workspace_faults import (
-    test_a_full_disk_inside_is_an_error_there_and_what_was_written_is_kept as test_full_disk,
-)
-from tests.e2e.test_workspace_faults import (
     test_awkward_files_come_back as test_awkward,
 )
 from tests.e2e.test_workspace_faults import (
@@ -29,7 +26,6 @@ __all__ = [
     "test_changes",
     "test_failed",
     "test_fork",
-    "test_full_disk",
     "test_hostile",
     "test_sync",
 ]

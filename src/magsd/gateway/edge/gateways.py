@@ -8,6 +8,7 @@ from typing import Any
 from magsd.gateway.base import Node
 from magsd.gateway.ingress import Ingress
 from magsd.gateway.plan import EdgePlan
+from magsd.gateway.ssh import SshGateway
 
 
 async def run_gateways(node: Node, plan: EdgePlan) -> None:
@@ -21,6 +22,7 @@ async def run_gateways(node: Node, plan: EdgePlan) -> None:
 def _gateways(node: Node, plan: EdgePlan) -> Mapping[str, Coroutine[Any, Any, None]]:
     return {
         "ingress": Ingress(node, plan.ingress).serve(_listening(plan.apps_fd)),
+        "ssh": SshGateway(node, plan.ssh).serve(_listening(plan.ssh_fd)),
     }
 
 

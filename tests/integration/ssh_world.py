@@ -105,14 +105,11 @@ class World:
         self.node = PlayedNode(shim)
         self.node.is_awake.set()
         self.key = Key(folder / "key")
-        self.node.keys[self.key.fingerprint] = KeyTarget(
-            JOB,
-            {
-                "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
-                "OF_JOB": "a b",
-                "LANG": "C.UTF-8",
-            },
-        )
+        # Not this machine's home, whose start files may do anything.
+        self.home = folder / "home"
+        self.home.mkdir()
+        variables = {"PATH": os.environ["PATH"], "HOME": str(self.home), "OF_JOB": "a b"}
+        self.node.keys[self.key.fingerprint] = KeyTarget(JOB, variables)
         self.host_key = Key(folder / "host_key")
         self.settings = SshSettings(host_key=self.host_key.path.read_bytes(), **settings)
         self.gateway = SshGateway(self.node, self.settings)

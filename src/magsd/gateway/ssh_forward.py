@@ -62,7 +62,8 @@ class Forward(ChannelEnd, asyncssh.SSHTCPSession[bytes]):
                 await stream.exit()
         except (ShimError, OSError) as error:
             _log.debug("ssh_forward_broke", error=str(error))
-        self.channel.close()
+        if not self._visit.has_lost_vm:
+            self.channel.close()  # Else it ends with the connection, which says why.
 
     async def _upload(self) -> None:
         while data := await self.channel.read():

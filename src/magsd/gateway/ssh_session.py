@@ -49,10 +49,12 @@ class Session(ChannelEnd, asyncssh.SSHServerSession[bytes]):
         """See `asyncssh`."""
         assert isinstance(chan, SessionChannel)
         self.channel = chan
+        self._visit.sessions += 1
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncssh`."""
+        self._visit.sessions -= 1
         if self._task is not None:
             self._task.cancel()
 

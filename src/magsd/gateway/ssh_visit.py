@@ -35,6 +35,8 @@ class Visit:
         self.address = address
         self._on_known = on_known
         self._tasks = Tasks(self._failed)
+        self.sessions = 0
+        """Those that are to hear the end."""
         self._is_proved = asyncio.Event()
         self._is_over = asyncio.Event()
         self._is_decided = asyncio.Event()
@@ -64,8 +66,12 @@ class Visit:
         """Return what to tell the client of an error that came from the VM."""
         if isinstance(error, MagsError):
             return error.message
-        has_ended = self._shim is None or not self._shim.is_open
-        return ENDED if has_ended else str(error)
+        return ENDED if self.has_lost_vm else str(error)
+
+    @property
+    def has_lost_vm(self) -> bool:
+        """Whether there is no way to the VM any more."""
+        return self._shim is None or not self._shim.is_open
 
     def spawn(self, name: str, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Start `work`, which ends no later than the connection."""
@@ -104,7 +110,8 @@ class Visit:
             if self._is_proved.is_set():
                 _log.debug("ssh_opened", job=self.target.request_id, peer=self.address)
                 await unless(self._is_over, self._use())
-                await self._farewell()
+                if self._shim is None or self.sessions:
+                    await self._farewell()
                 connection.dismiss(self._refusal)
         except asyncio.CancelledError:
             connection.dismiss(_STOPPING)

@@ -51,6 +51,7 @@ class PlayedNode:
     fail_find: Exception | None = None
     fail_lease: Exception | None = None
     is_awake: asyncio.Event = field(default_factory=asyncio.Event)
+    connecting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def find_url(self, host: str) -> None:
         return None
@@ -69,7 +70,7 @@ class PlayedNode:
             raise self.fail_lease
         self.held += 1
         try:
-            yield PlayedLease(self.shim)
+            yield PlayedLease(self)
         finally:
             self.held -= 1
 
@@ -78,13 +79,15 @@ class PlayedLease:
     vm = VmId("0badcafe")
     epoch = 7
 
-    def __init__(self, shim: ShimProcess) -> None:
-        self._shim = shim
+    def __init__(self, node: PlayedNode) -> None:
+        self._node = node
 
     async def connection(self):
-        if self._shim.streams is None or not self._shim.streams.is_open:
-            self._shim.streams = await self._shim.connect()
-        return self._shim.streams
+        shim = self._node.shim
+        async with self._node.connecting:
+            if shim.streams is None or not shim.streams.is_open:
+                shim.streams = await shim.connect()
+            return shim.streams
 
 
 @dataclass

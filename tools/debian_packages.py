@@ -48,15 +48,10 @@ TEST_PACKAGES_OF_RELEASE = {
     for release, llvm in (("bookworm", 14), ("trixie", 19))
 }
 """libFuzzer, which the compiler of the guest programs does not have; who runs images that we
-<<<<<<< HEAD
 export; a server that can hold the database; who reads foreign disks; who reads our unit; a proxy
 and a client for the gateway."""
 POLICY = Path("/usr/sbin/policy-rc.d")
 """What the installation of a service asks whether it may be started; there is none usually."""
-=======
-export; a server that can hold the database; who reads foreign disks; who copies by SSH; who reads
-our unit."""
->>>>>>> b9485cf (Serve SSH for all VMs at one port: shells, commands, files and tunnels, without a server inside)
 CLUSTER_SETTINGS = Path("/etc/postgresql-common/createcluster.conf")
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 LISTS = Path("/var/lib/apt/lists")

@@ -34,6 +34,19 @@ declare class Mags {
   /** Run a command in a running job's sandbox; killed after `timeout` seconds, exit code 124. */
   exec(nameOrId: string, command: string, options?: { timeout?: number }): Promise<Mags.Executed>;
 
+  /** Open a way into a job's sandbox: port 22 gives an SSH key, any other a URL. */
+  enableAccess(nameOrId: string, options?: { port?: number }): Promise<Mags.Access>;
+  /** Let a job's URL lead to a port in its sandbox; return it as `url`. */
+  url(nameOrId: string, options?: { port?: number }): Promise<Mags.Access>;
+  /** Make a URL that leads to whichever job has a workspace. */
+  urlAliasCreate(
+    subdomain: string,
+    workspaceId: string,
+    options?: { domain?: string; port?: number },
+  ): Promise<Mags.Alias>;
+  urlAliasList(): Promise<{ aliases: Mags.Alias[]; total: number }>;
+  urlAliasDelete(subdomain: string): Promise<Mags.Answer>;
+
   /** Upload a file, and return its id for `fileIds`. */
   uploadFile(path: string): Promise<string>;
   uploadFiles(paths: Iterable<string>): Promise<string[]>;
@@ -129,6 +142,27 @@ declare namespace Mags {
     message: string;
     source: "stdout" | "stderr" | "system";
     seq?: number;
+  }
+
+  export interface Access {
+    success: boolean;
+    access_type: "http_proxy" | "ssh_proxy";
+    url?: string;
+    subdomain?: string;
+    port?: number;
+    ssh_host?: string;
+    ssh_port?: number;
+    ssh_private_key?: string;
+    [more: string]: unknown;
+  }
+
+  export interface Alias {
+    id: string;
+    subdomain: string;
+    workspace_id: string;
+    domain: string;
+    url: string;
+    [more: string]: unknown;
   }
 
   export interface Executed {

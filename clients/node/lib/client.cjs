@@ -13,8 +13,9 @@ const FINAL = new Set(["completed", "error"]);
 const LONG_POLL_S = 25;
 /** The server answers stop and sync within 25 s. */
 const SLOW_MS = 30_000;
-/** How much longer than its command a request may take. */
-const EXEC_MORE_MS = 10_000;
+/** How much longer than its command a request may take: a sandbox that sleeps is woken first. */
+const EXEC_MORE_MS = 45_000;
+const WAKE_MS = 60_000;
 const UPLOAD_MS = 300_000;
 const SILENCE_MS = 60_000;
 const RECONNECTS_MAX = 10;
@@ -225,6 +226,38 @@ class Mags {
       timeoutMs: timeout * 1000 + EXEC_MORE_MS,
     });
     return { exitCode: reply.exit_code, output: reply.stdout, stderr: reply.stderr };
+  }
+
+  // --- ways in ---------------------------------------------------------------------------
+
+  /**
+   * Open a way into a job's sandbox, and wake it if it sleeps: port 22 gives an SSH key, any other a
+   * URL.
+   */
+  async enableAccess(nameOrId, { port = 8080 } = {}) {
+    const about = { json: { port }, timeoutMs: Math.max(this._transport.timeoutMs, WAKE_MS) };
+    return this._ask("POST", await this._job(nameOrId, "access"), about);
+  }
+
+  /** Let a job's URL lead to a port in its sandbox; return it as `url`. */
+  async url(nameOrId, options = {}) {
+    return this.enableAccess(nameOrId, options);
+  }
+
+  /** Make a URL that leads to whichever job has a workspace. A server takes every domain for its own. */
+  async urlAliasCreate(subdomain, workspaceId, { domain, port } = {}) {
+    const json = { subdomain, workspace_id: workspaceId };
+    if (domain !== undefined) json.domain = domain;
+    if (port !== undefined) json.port = port;
+    return this._ask("POST", "/mags-url-aliases", { json });
+  }
+
+  async urlAliasList() {
+    return this._ask("GET", "/mags-url-aliases");
+  }
+
+  async urlAliasDelete(subdomain) {
+    return this._ask("DELETE", `/mags-url-aliases/${encodeURIComponent(subdomain)}`);
   }
 
   // --- files and workspaces ------------------------------------------------------------

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { createHash, randomBytes } from "node:crypto";
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { createRequire } from "node:module";
-import { createServer } from "node:http";
+import { createServer, get } from "node:http";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
@@ -21,6 +21,24 @@ async function refused(work) {
     return error;
   }
   assert.fail("it was not refused");
+}
+
+/** Return what a URL of this machine's gateway answers with 200; its server may take a moment. */
+async function page(url) {
+  const { hostname, port } = new URL(url);
+  for (let tried = 0; ; tried++) {
+    const got = await new Promise((resolve, reject) => {
+      const options = { host: "127.0.0.1", port, headers: { Host: `${hostname}:${port}` } };
+      get(options, (reply) => {
+        let text = "";
+        reply.setEncoding("utf8").on("data", (piece) => (text += piece));
+        reply.on("end", () => resolve({ status: reply.statusCode, text }));
+      }).on("error", reject);
+    });
+    if (got.status === 200) return got.text;
+    if (tried >= 50) assert.fail(`${url} answered ${got.status}: ${got.text}`);
+    await new Promise((resolve) => setTimeout(resolve, 200));
+  }
 }
 
 test("a script runs, and its result and lines come back", async () => {
@@ -74,6 +92,21 @@ test("a sandbox stays, runs commands and is stopped", async () => {
   assert.equal((await mags.exec(name, "sleep 60", { timeout: 1 })).exitCode, 124);
   await mags.stop(name);
   assert.equal((await mags.wait(requestId)).status, "completed");
+});
+
+test("a server inside is reached by its URL and by an alias", async () => {
+  const name = unique("web");
+  await mags.new(name, { persistent: true });
+  await mags.exec(name, "cd /srv && echo hello > index.html && nohup python3 -m http.server 8000 &");
+  const access = await mags.url(name, { port: 8000 });
+  assert.equal(access.access_type, "http_proxy");
+  const alias = await mags.urlAliasCreate(unique("alias"), name, { port: 8000 });
+  for (const url of [access.url, alias.url]) assert.equal(await page(url), "hello\n");
+  const names = (await mags.urlAliasList()).aliases.map((one) => one.subdomain);
+  assert.ok(names.includes(alias.subdomain));
+  await mags.urlAliasDelete(alias.subdomain);
+  assert.equal((await refused(mags.urlAliasDelete(alias.subdomain))).statusCode, 404);
+  await mags.stop(name);
 });
 
 test("a workspace keeps its files and is deleted", async () => {

@@ -78,10 +78,10 @@ def test_the_package_depends_on_nothing(installed: Path) -> None:
 
 
 @pytest.mark.network
-def test_the_types_say_what_is_there(installed: Path) -> None:
+def test_the_types_say_what_is_there(installed: Path, tmp_path: Path) -> None:
     for name in ("package.json", "package-lock.json", "types.ts", "tsconfig.json"):
-        shutil.copy(CLIENT / "test/types" / name, installed / name)
-    tarball = next(installed.glob("*.tgz")).name
-    node(NPM, "ci", "--no-audit", "--no-fund", cwd=installed)
-    node(NPM, "install", "--no-save", "--no-audit", "--no-fund", f"./{tarball}", cwd=installed)
-    node("node_modules/typescript/bin/tsc", "--project", ".", cwd=installed)
+        shutil.copy(CLIENT / "test/types" / name, tmp_path / name)
+    tarball = next(installed.glob("*.tgz"))
+    node(NPM, "ci", "--no-audit", "--no-fund", cwd=tmp_path)
+    node(NPM, "install", "--no-save", "--no-audit", "--no-fund", tarball, cwd=tmp_path)
+    node("node_modules/typescript/bin/tsc", "--project", ".", cwd=tmp_path)

@@ -1,67 +1,26 @@
-"""The client that its users already have: `magpie-mags` from the package index, unchanged.
+"""The client that its users already have: `magpie-mags` from the package index, unchanged."""
 
-It has an environment of its own, because it shares the import name `mags` with ours.
-"""
-
-import fcntl
-import hashlib
-import json
-import subprocess
-import sys
-import venv
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.e2e.server import REPOSITORY, Server, eventually
-
-REQUIREMENTS = Path(__file__).with_name("published_client.txt")
+from tests.e2e import published
+from tests.e2e.server import Server, eventually
 
 pytestmark = pytest.mark.network
 
 
 @pytest.fixture(scope="session")
 def python() -> Path:
-    """The interpreter of an environment that holds the published client and nothing else."""
-    key = hashlib.sha256(REQUIREMENTS.read_bytes() + sys.version.encode()).hexdigest()[:16]
-    folder = REPOSITORY / "build" / f"published-client-{key}"
-    folder.parent.mkdir(exist_ok=True)
-    interpreter = folder / "bin/python"
-    with folder.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "done").exists():
-            venv.create(folder, clear=True, with_pip=True, symlinks=True)
-            install = [interpreter, "-m", "pip", "install", "--quiet", "--require-hashes"]
-            subprocess.run(
-                [*install, "--disable-pip-version-check", "-r", REQUIREMENTS], check=True
-            )
-            (folder / "done").touch()
-    return interpreter
+    return published.interpreter()
 
 
 @pytest.fixture
-def client(server: Server, python: Path):
+def client(server: Server, python: Path) -> Callable[[str], Any]:
     """Run Python code with the published client as `mags`; return what it gave to `show`."""
-
-    def run(code: str) -> object:
-        program = (
-            "import json, mags, sys\n"
-            "from mags import Mags\n"
-            "from mags.client import MagsError\n"
-            "def show(value): print(json.dumps(value))\n"
-            "mags = Mags(api_token=sys.argv[1], api_url=sys.argv[2])\n" + code
-        )
-        done = subprocess.run(
-            [python, "-c", program, server.token, server.url],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert done.returncode == 0, f"{done.stderr}\n{server.tail()}"
-        return json.loads(done.stdout)
-
-    return run
+    return lambda code: published.call(python, server, code)
 
 
 def test_a_script_runs_and_its_result_comes_back(client):
@@ -111,7 +70,7 @@ def test_a_command_wakes_a_job_that_sleeps(client, server):
     eventually(lambda: server.status(job)["sleeping"], 60)
     done, status = client("show([mags.exec('dozing', 'echo here'), mags.status('dozing')])")
 
-    assert (done["exit_code"], done["stdout"]) == (0, "here\n")
+    assert (done["exit_code"], done["output"]) == (0, "here\n")
     assert (status["status"], status["sleeping"]) == ("running", False)
     client("show(mags.stop('dozing'))")
 

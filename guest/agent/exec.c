@@ -268,10 +268,15 @@ static void pump_output(struct stream *stream, int which)
         return;
     if (got > 0 && output->left != NO_LIMIT)
         output->left -= (size_t)got;
-    if (got <= 0 || output->left == 0) {
+    if (got > 0 && output->left)
+        return;
+    if (output->left || exec->has_terminal) {
         close_fd(&output->fd);
-        stream_send_eof(stream, channel);
+    } else { /* somebody may have it still */
+        leftover_keep(output->fd);
+        output->fd = -1;
     }
+    stream_send_eof(stream, channel);
 }
 
 /* The drain is over: what the pipes hold now is sent, however long the far end

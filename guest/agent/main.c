@@ -142,6 +142,7 @@ static void wait_for_something(const sigset_t *while_waiting)
 {
     session_watch(&session, &set);
     hangup_watch(&set);
+    leftover_watch(&set);
     struct timespec patience, *timeout = NULL;
     if (set.wake_ns >= 0) {
         int64_t left_ns = set.wake_ns - now_ns();
@@ -169,6 +170,7 @@ static void step(const sigset_t *while_waiting)
     if (has_child_ended)
         reap();
     session_pump(&session, &set);
+    leftover_pump(&set);
     if (!session_flush(&session))
         end("the link has ended", 0);
     if (session.is_ending && !queue_length(&session.to_send))

@@ -42,6 +42,12 @@ void hangup_reaped(pid_t pid);
 /* Kill whose time is up, and wake when the next one's is. */
 void hangup_watch(struct poll_set *set);
 
+/* Read on, and drop, what comes from a pipe whose stream is over. It is this file's from now on;
+ * of too many the oldest is closed. (leftover.c) */
+void leftover_keep(int fd);
+void leftover_watch(struct poll_set *set);
+void leftover_pump(const struct poll_set *set);
+
 /* In a process of the agent's own: keep of its descriptors these two, as 0 and 1, and
  * what it says goes to. (program.c) */
 void stand_alone(int in, int out);

@@ -17,6 +17,8 @@
 /* Requests wait in the link while so many answers wait for it. */
 #define ANSWER_BACKLOG_BYTES (1024u * 1024u)
 #define STREAM_FDS_MAX 3
+/* Pipes that outlive their streams. */
+#define LEFTOVERS_MAX 64
 
 struct fields {
     const uint8_t *bytes;
@@ -42,7 +44,7 @@ struct stream {
 
 /* Descriptors to wait for, filled by `watch`, looked up by `pump`. */
 struct poll_set {
-    struct pollfd entries[2 + STREAM_FDS_MAX * WIRE_STREAMS_MAX];
+    struct pollfd entries[2 + STREAM_FDS_MAX * WIRE_STREAMS_MAX + LEFTOVERS_MAX];
     size_t count;
     int64_t wake_ns; /* monotonic time by which to pump again; -1: none */
 };

@@ -244,3 +244,31 @@ async def test_a_connection_that_broke_is_not_used_again(execute, opened):
     await execute("true")
     await opened[0].aclose()
     assert (await execute("exit 4")).exit_code == 4
+
+
+# --- what is left behind -------------------------------------------------------------
+
+
+async def test_a_daemon_that_goes_on_printing_lives(execute):
+    # To a pipe that nobody reads it would print once more and die.
+    noise = "while echo noise && echo oops >&2; do date >> beats; sleep 0.02; done"
+    assert (await execute(f"cd /tmp && rm -f beats && ({noise}) & sleep 0.1")).exit_code == 0
+    beats = int((await execute("wc -l < /tmp/beats")).stdout)
+    async with asyncio.timeout(DEADLINE_S):
+        while int((await execute("wc -l < /tmp/beats")).stdout) < beats + 20:
+            await asyncio.sleep(0.05)
+
+
+async def test_only_so_many_leftovers_are_read(execute):
+    """The oldest lose their reader, and end as they print; the agent goes on."""
+    await execute("rm -f /tmp/ended")
+    for number in range(70):
+        loop = f"while echo noise; do sleep 0.05; done; echo {number} >> /tmp/ended"
+        command = f"(trap '' PIPE; {loop}) 2>/dev/null &"
+        assert (await execute(command)).exit_code == 0
+    ended = ""
+    async with asyncio.timeout(DEADLINE_S):
+        while not ended:
+            ended = (await execute("cat /tmp/ended 2>/dev/null")).stdout.decode()
+            await asyncio.sleep(0.05)
+    assert set(ended.split()) <= {str(number) for number in range(10)}

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.server import MAGS, Server, eventually
+from tests.e2e.test_access import visit
 
 
 class _Cli:
@@ -202,3 +203,13 @@ def test_what_is_kept_nowhere_is_not_resized(mags: _Cli) -> None:
     assert "nothing to sync" in refused.stderr or "no_sync" in refused.stderr
     assert mags("exec", "cli-local", "echo lives").stdout == "lives\n"
     mags("stop", "cli-local")
+
+
+def test_a_server_is_published_where_it_is_started(mags: _Cli) -> None:
+    serve = "echo by command > index.html; exec python3 -m http.server 9000"
+    made = mags("run", "-p", "-n", "cli-web", "--url", "--port", "9000", serve)
+    assert made.returncode == 0, made.stderr
+    _, url = made.stdout.splitlines()
+    eventually(lambda: visit(url).text == "by command\n", what="the page is there")
+    mags("stop", "cli-web")
+    assert mags("run", "--url", "true").returncode == 2

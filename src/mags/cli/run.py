@@ -2,17 +2,21 @@
 
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
 from mags.cli import output
 from mags.cli.exits import EXIT_INTERRUPTED, EXIT_REFUSED
 from mags.cli.options import client
+from mags.errors import MagsError
+
+_LOOK_S: Final = 0.1
 
 
 def run(  # noqa: PLR0913 - an option each
@@ -48,6 +52,12 @@ def run(  # noqa: PLR0913 - an option each
     startup_command: Annotated[
         str | None, typer.Option(help="With -p: run when it was woken anew.")
     ] = None,
+    url: Annotated[
+        bool, typer.Option("--url", help="With -p: publish a port of it, and print the URL.")
+    ] = False,
+    port: Annotated[
+        int, typer.Option(min=1, max=65535, help="With --url: where the server inside listens.")
+    ] = 8080,
     name: Annotated[str | None, typer.Option("--name", "-n", help="Name of the job.")] = None,
     env: Annotated[
         list[str] | None, typer.Option("--env", "-e", metavar="KEY=VALUE", help="Repeatable.")
@@ -79,6 +89,8 @@ def run(  # noqa: PLR0913 - an option each
 
     Ctrl-C stops the job; a second one leaves at once. A sandbox that stays (-p) is not waited for.
     """
+    if url and not persistent:
+        raise typer.BadParameter("only a sandbox that stays has a URL: add -p", param_hint="--url")
     environment = _environment(env or [])
     text = _script(script, script_file)
     file_ids = _uploaded(file or [])
@@ -103,6 +115,8 @@ def run(  # noqa: PLR0913 - an option each
         )["request_id"]
         if detach or persistent:
             typer.echo(request_id)
+            if url:
+                typer.echo(_published(mags, request_id, port))
             output.note(f"`mags logs -f {request_id}` follows it, `mags stop {request_id}` ends it")
             return
         try:
@@ -115,6 +129,15 @@ def run(  # noqa: PLR0913 - an option each
         output.failure(status["error"])
     exit_code = status.get("exit_code")
     raise typer.Exit(EXIT_REFUSED if exit_code is None else exit_code)
+
+
+def _published(mags: Any, request_id: str, port: int) -> str:
+    """Return the URL of a port in a sandbox, once there is one."""
+    while (status := mags.status(request_id))["status"] == "pending":
+        time.sleep(_LOOK_S)
+    if status["status"] == "error":
+        raise MagsError(status.get("error") or "the job has ended")
+    return str(mags.url(request_id, port=port)["url"])
 
 
 def _script(script: str | None, file: Path | None) -> str:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,7 @@ def test_a_signal_leaves_no_key_behind(api, environment, program, tmp_path, numb
         assert mags.wait(timeout=20) == code
     finally:
         watchdog.cancel()
-        mags.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(mags.pid, signal.SIGKILL)
         mags.wait()
     assert not list(tmp_path.glob("mags-ssh-*"))

@@ -116,16 +116,16 @@ async def test_who_wants_it_does_not_wait_for_its_version(service, monkeypatch):
     may_pack, is_packing = asyncio.Event(), asyncio.Event()
     pack = service.node.layers.pack_directory
 
-    async def wait(directory):
+    async def wait(*arguments, **more):
         is_packing.set()
         await may_pack.wait()
-        return await pack(directory)
+        return await pack(*arguments, **more)
 
     monkeypatch.setattr(service.node.layers, "pack_directory", wait)
     job = await service.submit(writes(service, "a"), persistent=True, workspace_id=WORKSPACE)
     await service.until(job.request_id, lambda now: now.script_ended_at)
     await service.app._supervisor.put_to_sleep(job.request_id)
-    await is_packing.wait()
+    await asyncio.wait_for(is_packing.wait(), DEADLINE_S)
     await execute(service, job)
     assert not await has_workspace(service)
     may_pack.set()
@@ -142,16 +142,16 @@ async def test_a_stop_while_its_version_is_made_keeps_it_all_the_same(service, m
     may_pack, is_packing = asyncio.Event(), asyncio.Event()
     pack = service.node.layers.pack_directory
 
-    async def wait(directory):
+    async def wait(*arguments, **more):
         is_packing.set()
         await may_pack.wait()
-        return await pack(directory)
+        return await pack(*arguments, **more)
 
     monkeypatch.setattr(service.node.layers, "pack_directory", wait)
     job = await service.submit(writes(service, "a"), persistent=True, workspace_id=WORKSPACE)
     await service.until(job.request_id, lambda now: now.script_ended_at)
     await service.app._supervisor.put_to_sleep(job.request_id)
-    await is_packing.wait()
+    await asyncio.wait_for(is_packing.wait(), DEADLINE_S)
     stopping = asyncio.ensure_future(service.app.stop(service.principal, job.request_id))
     async with asyncio.timeout(DEADLINE_S):
         while service.app._supervisor._actors[job.request_id].job.goal != "stopped":

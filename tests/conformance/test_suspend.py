@@ -1,6 +1,7 @@
 """The Engine contract: a VM is suspended, and goes on where it was."""
 
 import asyncio
+import os
 import re
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from tests.conformance.vm import (
     shell,
     within,
 )
+
+CYCLES = 20 if os.environ.get("MAGS_TEST_FULL") == "1" else 4
 
 pytestmark = pytest.mark.parametrize("host", ["qemu"], indirect=True)
 
@@ -135,7 +138,7 @@ async def test_it_is_suspended_again_and_again(host: Host, engine: Engine, snaps
     async with connected(handle) as connection:
         await begin(connection, COUNTING.format(most=100_000))
     handles = [handle]
-    for number in range(20):
+    for number in range(CYCLES):
         snapshot = snapshots / str(number)
         await engine.suspend(handles[-1], snapshot)
         plan = again(plan)

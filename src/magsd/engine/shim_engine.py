@@ -235,7 +235,7 @@ class ShimEngine(ABC):
                 await shim.wait()
         except TimeoutError:
             record = replace(record, is_stopped=True)
-            record.write(handle.run_directory)
+            _note_kill(record, handle.run_directory)
         await end(shim)
         return record
 
@@ -347,15 +347,22 @@ class ShimEngine(ABC):
         return [f"network interface {name}" for name in await network.remove_leftovers()]
 
 
+def _note_kill(record: VmRecord, directory: Path) -> None:
+    """Write down that a shim's death is our doing, for later daemons; it dies in any case."""
+    try:
+        record.write(directory)
+    except OSError as error:
+        _log.warning("record_not_written", vm=record.vm, error=str(error))
+
+
 def _forget_slot(record: VmRecord, directory: Path) -> None:
     """Take note that the slot of a VM that has ended may be another's from now on."""
     try:
         replace(record, slot=0).write(directory)
     except FileNotFoundError:
         pass  # The directory is gone, and nobody will ask.
-    except (
-        OSError
-    ) as error:  # The host's disk is full: without a record nothing is given back twice.
+    except OSError as error:
+        # The host's disk is full. Without a record nothing is given back twice.
         _log.warning("record_removed", vm=record.vm, error=str(error))
         VmRecord.remove(directory)
 

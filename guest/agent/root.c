@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "spare.h"
 #include "machine.h"
 
 #define LAYERS "/layers"
@@ -189,8 +190,10 @@ static int build(struct fields request, const char *disk, struct queue *answer)
         disk_fd = open(DISK, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (disk_fd < 0 || !make_upper(lowers.top))
         return fail(answer, UPPER);
+    spare_release(WORK);
     if (!make_directory(ROOT) || !mount_overlay(&lowers))
         return fail(answer, "overlay");
+    spare_hold(WORK);
     return 0;
 }
 

@@ -1,4 +1,5 @@
 #define _GNU_SOURCE
+#include "spare.h"
 #include "mounts.h"
 
 #include <errno.h>
@@ -190,10 +191,13 @@ static bool mount_overlay(const char *value)
                               "redirect_dir=nofollow,metacopy=off",
                               rest, upper, work);
         errno = ENAMETOOLONG;
+        spare_release(work);
         is_mounted = (size_t)length < sizeof options &&
                      mount("overlay", target, "overlay", MS_NOSUID | MS_NODEV, options) == 0;
     }
     int error = errno;
+    if (is_mounted)
+        spare_hold(work);
     free(words);
     errno = error;
     return is_mounted;

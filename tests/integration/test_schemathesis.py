@@ -70,6 +70,12 @@ POSSIBLE_HERE = {
         "no_sleep": {"enum": [None, False]},
         "startup_command": {"enum": [None, "", "true"]},
     },
+    "/api/v1/mags-url-aliases": {
+        "subdomain": {"type": "string", "pattern": "^[g-z][a-z0-9]{0,20}$"},
+        "workspace_id": {"type": "string", "pattern": "^[a-z][a-z0-9]{0,20}$"},
+        "domain": {"enum": [None, "apps.magpiecloud.com"]},
+        "port": {"enum": [None, 1, 8080, 65535]},
+    },
     "/api/v1/tokens": {
         "name": PRINTABLE,
         "account": {"enum": [None]},
@@ -82,10 +88,11 @@ as what does not exist yet would be taken for something that must be made first.
 
 
 IMPOSSIBLE_HERE = (
+    "/api/v1/mags-jobs/{ref}/access",
     "/api/v1/mags-jobs/{ref}/sync",
     "/api/v1/mags-workspaces/{name}/import",
 )
-"""What needs a job with a workspace, or an archive that is one."""
+"""What needs a job that stays, or one with a workspace, or an archive that is one."""
 
 
 def narrowed():

@@ -1,7 +1,7 @@
 """The shapes of requests and replies about ways into VMs: URLs, SSH, aliases."""
 
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -68,10 +68,8 @@ class AliasRequest(BaseModel):
     )
     workspace_id: Text = Field(min_length=1, max_length=63)
     domain: Text | None = Field(None, description="Only ours; any other is taken for it.")
-    port: Number | None = Field(
+    port: Annotated[Number, Field(ge=1, le=65535)] | None = Field(
         None,
-        ge=1,
-        le=65535,
         description="Where the server inside listens. Default: the port that was asked for last "
         "by `access`, else 8080.",
     )

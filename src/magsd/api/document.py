@@ -109,6 +109,8 @@ def _complete(operation: dict[str, Any], method: str, path: str, *, is_public: b
 def _may_conflict(path: str, method: str) -> bool:
     if "/mags-workspaces" in path:
         return method in ("post", "delete")
+    if path.endswith("/mags-url-aliases"):
+        return method == "post"
     return "/mags-jobs" in path and method in ("post", "patch")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 BUILD = REPOSITORY / "build/fuzz"
 WIRE = "guest/wire/wire.c"
-GATE_S, FULL_S = 10, 300
+GATE_S, FULL_S = 5, 300
 INPUT_MAX_BYTES = 4096
 COMPILER = ("clang", "-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-Werror")
 SANITIZERS = ("-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all")

@@ -17,6 +17,7 @@ from tests.e2e.test_live import asked, keep, printed, stop
 
 WOKEN = {"gvisor": "started from its own disk", "qemu": "resumed from memory"}
 SETTINGS = {"MAGSD_MIN_IDLE_TIMEOUT_S": "1"}
+CYCLES = 20 if os.environ.get("MAGS_TEST_FULL") == "1" else 2
 
 
 @pytest.fixture(scope="module", params=ENGINES)
@@ -88,7 +89,7 @@ def test_it_sleeps_when_nobody_uses_it_and_a_command_wakes_it(server: Server) ->
 def test_its_disk_is_the_same_cycle_after_cycle(server: Server) -> None:
     job = keep(server, idle_timeout=1, file_ids=[uploaded(server)])["request_id"]
     printed(server, job, "rm -r /var/log/*; mkdir -p /data; rm /root/notes.txt; echo x > /root/n")
-    for number in range(4):
+    for number in range(CYCLES):
         printed(
             server,
             job,
@@ -214,7 +215,7 @@ def test_daemons_are_killed_at_any_moment_and_it_is_woken_all_the_same(
         job = keep(server, "sleep infinity", idle_timeout=1, workspace_id="lasting")["request_id"]
         printed(server, job, "head -c 1000000 /dev/urandom > /root/data")
         sums = printed(server, job, "sha256sum /root/data")
-        for number in range(4):
+        for number in range(CYCLES):
             if number % 2:
                 asleep(server, job)
                 threads = ThreadPoolExecutor(1)

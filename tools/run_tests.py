@@ -1,8 +1,8 @@
 """Run suites of checks and tests, and say how long each took.
 
-One after the other, but for those that mostly wait: of them two run side by
-side, and what each printed is shown when it has ended. Stops at the first that
-fails; what did not run is in the summary too.
+In stages: of those that run side by side, two at a time, what each printed is
+shown when it has ended. Stops after a stage in which one failed; what did not
+run is in the summary too.
 """
 
 import os
@@ -69,12 +69,19 @@ SIDE_BY_SIDE = (_tests("integration"), _tests("conformance"), *_end_to_end())
 AT_ONCE = 2
 
 
-def suites(selection: str) -> tuple[Suite, ...]:
-    """Return what belongs to `check`, `gate` or `full`, fastest first."""
+def stages(selection: str) -> tuple[tuple[Suite, ...], ...]:
+    """Return what belongs to `check`, `gate` or `full`, fastest first: those of a stage run side by
+    side."""
+    alone = tuple((suite,) for suite in STATIC)
     if selection == "check":
-        return (*STATIC, _tests("unit"))
+        return (*alone, (_tests("unit"),))
     fuzz = _tool("fuzz", "python", "tools/fuzz_guest.py", *(["--full"] * (selection == "full")))
-    return (*STATIC, _tests("unit"), fuzz, *SIDE_BY_SIDE)
+    return (*alone, (_tests("unit"), fuzz), SIDE_BY_SIDE)
+
+
+def suites(selection: str) -> tuple[Suite, ...]:
+    """Return the suites of all stages."""
+    return tuple(suite for stage in stages(selection) for suite in stage)
 
 
 @dataclass
@@ -96,11 +103,16 @@ class Report:
         self.lines.append(f"  {suite.name:12}      -    not run")
 
 
-def run(suite: Suite, environment: Mapping[str, str], report: Report) -> None:
-    """Run a suite, unless one has failed before."""
+def run(stage: Sequence[Suite], environment: Mapping[str, str], report: Report) -> None:
+    """Run a stage, unless a suite has failed before."""
     if report.failed is not None:
-        report.did_not_run(suite)
+        for suite in stage:
+            report.did_not_run(suite)
         return
+    if len(stage) > 1:
+        run_side_by_side(stage, environment, report)
+        return
+    (suite,) = stage
     print(f"== {suite.name}", flush=True)
     began = time.monotonic()
     code = subprocess.run(
@@ -148,16 +160,8 @@ def main() -> int:
     environment["PATH"] = f"{BIN}:{environment['PATH']}:/usr/sbin:/sbin"
     started = time.monotonic()
     report = Report()
-    chosen = suites(selection)
-    alone = [suite for suite in chosen if suite not in SIDE_BY_SIDE]
-    together = [suite for suite in chosen if suite in SIDE_BY_SIDE]
-    for suite in alone:
-        run(suite, environment, report)
-    if report.failed is None and together:
-        run_side_by_side(together, environment, report)
-    else:
-        for suite in together:
-            report.did_not_run(suite)
+    for stage in stages(selection):
+        run(stage, environment, report)
     total_s = time.monotonic() - started
     verdict = "passed" if report.failed is None else f"FAILED in {report.failed}"
     summary = ["", f"{selection}: {verdict} in {total_s:.0f} s", *report.lines]

@@ -22,7 +22,7 @@ from tests.integration.core.test_kill_points import check_files, rows_of
 from tests.integration.core.test_sleep import ASLEEP, CUT_OFF, OWN_DISK, STOPPED
 from tests.integration.core.wholeness import nothing_counted, processes
 
-SAMPLE = 5
+SAMPLE = 3
 PLAYED = sleep_points.__name__
 
 

@@ -295,7 +295,7 @@ async def test_a_directory_of_objects_without_room_is_told_and_used_again(tmp_pa
             while list((place / ".staging").iterdir()):
                 await asyncio.sleep(0.01)
         mount("-o", "remount,size=32m", place)
-        assert 0 < await here.upload("acc_0123456789abcdef", layer) < layer.size_bytes
+        assert await here.upload("acc_0123456789abcdef", layer) > 0
         path = await there.ensure("acc_0123456789abcdef", layer)
         assert path.read_bytes() == here.path(layer.sha256).read_bytes()
     finally:

@@ -10,12 +10,35 @@ line that is logged in it.
 import logging
 import sys
 import threading
+from contextlib import suppress
 from types import TracebackType
-from typing import Any, Final, TextIO
+from typing import Any, Final, TextIO, cast
 
 import structlog
 
 _LEVELS: Final = ("debug", "info", "warning", "error")
+
+
+class _Lossy:
+    """A stream for logs: what cannot be written, as on a full disk, is lost and nothing else is."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write what can be written."""
+        with suppress(OSError):
+            return self._stream.write(text)
+        return 0
+
+    def flush(self) -> None:
+        """Flush what can be flushed."""
+        with suppress(OSError):
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        """Say whether somebody reads along."""
+        return self._stream.isatty()
 
 
 def configure(
@@ -29,7 +52,7 @@ def configure(
     """
     if level not in _LEVELS:
         raise ValueError(f"unknown log level {level!r}: one of {', '.join(_LEVELS)}")
-    out = stream or sys.stderr
+    out = _Lossy(stream or sys.stderr)
     as_json = not out.isatty() if json is None else json
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -49,10 +72,10 @@ def configure(
     structlog.configure(
         processors=[*shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(file=out),
+        logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", out)),
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(out)
+    handler = logging.StreamHandler(cast("TextIO", out))
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

@@ -1,5 +1,6 @@
 """The form of the daemon's log."""
 
+import errno
 import io
 import json
 import logging
@@ -81,3 +82,20 @@ def test_a_crash_is_a_line_too(out, monkeypatch):
 def test_an_unknown_level_is_refused():
     with pytest.raises(ValueError, match="debug, info, warning, error"):
         log.configure("loud")
+
+
+class Full(io.StringIO):
+    """A stream to a disk without room."""
+
+    def write(self, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def flush(self):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_disk_that_is_full_fails_nobody(out, capsys):
+    log.configure(stream=Full(), json=True)
+    structlog.get_logger().warning("lost", why="the disk is full")
+    logging.getLogger("magsd").warning("lost too")
+    assert capsys.readouterr().err == ""

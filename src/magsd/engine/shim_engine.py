@@ -363,8 +363,8 @@ def _forget_slot(record: VmRecord, directory: Path) -> None:
         pass  # The directory is gone, and nobody will ask.
     except OSError as error:
         # The host's disk is full. Without a record nothing is given back twice.
-        _log.warning("record_removed", vm=record.vm, error=str(error))
         VmRecord.remove(directory)
+        _log.warning("record_removed", vm=record.vm, error=str(error))
 
 
 def _living_shim(record: VmRecord | None) -> Detached | None:

@@ -14,7 +14,7 @@ from tests.e2e.engines import ENGINES, serving_on
 from tests.e2e.server import Server, eventually
 from tests.integration.s3_server import BUCKET, s3_server
 
-CYCLES = 20 if os.environ.get("MAGS_TEST_FULL") == "1" else 3
+CYCLES = 20 if os.environ.get("MAGS_TEST_FULL") == "1" else 2
 _BOTH = """
 set -e
 mkdir -p /srv/data && cd /srv/data

@@ -21,7 +21,7 @@ from tests.integration.core.players import PLAYERS
 from tests.integration.core.service import RESTARTED, Service
 from tests.integration.core.wholeness import nothing_counted, processes
 
-SAMPLE = 4
+SAMPLE = 3
 WHOLE = ("hit",)
 STOPPED = "the job was stopped"
 

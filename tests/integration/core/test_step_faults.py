@@ -27,7 +27,7 @@ from tests.integration.core.outward_steps import Point, watched
 from tests.integration.core.service import DEADLINE_S
 from tests.integration.core.wholeness import nothing_counted, processes
 
-SAMPLE = 10
+SAMPLE = 6
 STOPPED = "the job was stopped"
 HASTE = 50
 HANDS_OVER = ("after launch", "after connect")

@@ -30,7 +30,7 @@ from tests.integration.core.wholeness import nothing_counted, processes
 from tests.integration.core.workspace_points import SCENES, WORKSPACE, files, script
 from tests.integration.s3_server import BUCKET, S3Server, s3_server
 
-SAMPLES = {"directory": 4, "s3": 2}
+SAMPLES = {"directory": 3, "s3": 1}
 IS_FULL = os.environ.get("MAGS_TEST_FULL") == "1"
 
 

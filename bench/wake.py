@@ -7,10 +7,13 @@ long until its copy has done a command.
 
 import shutil
 import time
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import structlog
 from structlog.testing import capture_logs
 
 from bench.engines import Bare
@@ -50,7 +53,7 @@ async def _once(bare: Bare, samples: dict[str, Samples], sizes: list[int]) -> No
     plan = bare.plan()
     first = await bare.engine.launch(plan)
     await _run(first, _BUSY)
-    with capture_logs() as logs:
+    with _all_logs() as logs:
         samples["live fork"].values_ms.append(
             await _saved(bare, first, folder / "fork", keep_running=True)
         )
@@ -67,6 +70,18 @@ async def _once(bare: Bare, samples: dict[str, Samples], sizes: list[int]) -> No
     await bare.engine.stop(first)
     await bare.engine.stop(second)
     shutil.rmtree(folder)
+
+
+@contextmanager
+def _all_logs() -> Iterator[list[MutableMapping[str, Any]]]:
+    """Capture what is logged in the block, at every level."""
+    before = structlog.get_config()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("debug"))
+    try:
+        with capture_logs() as logs:
+            yield logs
+    finally:
+        structlog.configure(**before)
 
 
 async def _saved(bare: Bare, handle: Handle, into: Path, *, keep_running: bool = False) -> float:

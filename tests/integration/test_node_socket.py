@@ -119,7 +119,7 @@ def send(sock, *calls):
 
 
 def held(service, job):
-    return service.application.leases.count(job.request_id)
+    return service.application._node.uses.count(job.request_id)
 
 
 # --- what a gateway does -----------------------------------------------------------

@@ -5,9 +5,12 @@ import socket
 import stat
 
 import pytest
+from alembic.config import Config
+from alembic.script import ScriptDirectory
 
 from magsd import app
 from magsd.config import Settings
+from magsd.db import driver
 from magsd.model.errors import ConflictError, InvalidError
 
 
@@ -61,3 +64,9 @@ def test_systemd_is_told_where_it_asked(tmp_path, monkeypatch):
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         app.notify("READY=1")
         assert systemd.recv(100) == b"READY=1"
+
+
+def test_the_newest_migration_is_the_head():
+    config = Config()
+    config.set_main_option("script_location", str(driver._MIGRATIONS))
+    assert ScriptDirectory.from_config(config).get_heads() == [driver.newest_revision()]

@@ -15,7 +15,6 @@ from magsd.core.supervisor import Supervisor
 from magsd.engine.base import Handle
 from magsd.model.errors import ConflictError
 from magsd.model.lifecycle import ASLEEP, RunState, Status
-from magsd.model.names import RequestId
 from magsd.model.records import JobStatus, Run
 
 
@@ -34,10 +33,6 @@ class Leases:
     def __init__(self, node: Node, supervisor: Supervisor) -> None:
         self._node = node
         self._supervisor = supervisor
-
-    def count(self, request_id: RequestId) -> int:
-        """Return how many hold a lease of the job's VM."""
-        return self._node.uses.count(request_id)
 
     @asynccontextmanager
     async def hold(self, status: JobStatus) -> AsyncIterator[Lease]:

@@ -20,7 +20,6 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from magsd.db.driver import READERS, Driver, UnavailableError
-from magsd.db.postgres import PostgresDriver
 from magsd.db.sqlite import SqliteDriver
 from magsd.model.errors import CapacityError, InvalidError
 
@@ -191,6 +190,9 @@ def _driver(url: str, node: str | None) -> Driver:
         except (ArgumentError, ValueError):
             raise InvalidError("the database's URL must be sqlite:////PATH") from None
     if scheme in ("postgresql", "postgres"):
+        # Only where it is wanted: its library takes 10 MB.
+        from magsd.db.postgres import PostgresDriver
+
         return PostgresDriver(f"postgresql{colon}{rest}", node)
     raise InvalidError(
         "the database must be SQLite, sqlite:////PATH, or PostgreSQL, "

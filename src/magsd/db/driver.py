@@ -9,10 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
-from alembic import command
-from alembic.config import Config
-from alembic.util import CommandError
-from sqlalchemy import Connection
+from sqlalchemy import Connection, inspect
 
 from magsd.model.errors import InvalidError
 
@@ -62,6 +59,13 @@ class Driver(Protocol):
 
 def migrate(connection: Connection) -> None:
     """Bring the schema up to date in the transaction of `connection`."""
+    if _revision(connection) == newest_revision():
+        return
+    # Only now: nearly always there is nothing to do, and it takes 9 MB for as long as we live.
+    from alembic import command
+    from alembic.config import Config
+    from alembic.util import CommandError
+
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
@@ -71,3 +75,15 @@ def migrate(connection: Connection) -> None:
         raise InvalidError(
             "the database was written by a newer version of magsd: update this one", str(error)
         ) from error
+
+
+def newest_revision() -> str:
+    """Return what a schema that is up to date says it is: migrations are numbered."""
+    return max(path.name.partition("_")[0] for path in _MIGRATIONS.glob("versions/[0-9]*_*.py"))
+
+
+def _revision(connection: Connection) -> str | None:
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+    return None if found is None else str(found)

@@ -6,9 +6,6 @@ are tried in part, chosen by a seed.
 
 import asyncio
 import dataclasses
-import os
-import random
-import shutil
 import sqlite3
 from collections import Counter
 from pathlib import Path
@@ -17,7 +14,7 @@ import pytest
 
 from tests.integration.core import kill_points
 from tests.integration.core.kill_points import SCENES, open_gate, quiet, waiting
-from tests.integration.core.players import PLAYERS
+from tests.integration.core.killed import at_any_point
 from tests.integration.core.service import RESTARTED, Service
 from tests.integration.core.wholeness import nothing_counted, processes
 
@@ -34,33 +31,12 @@ async def test_killed_at_any_point(folder, players, template, scene):
     # In one process databases are brought up to date one after the other.
     starting = asyncio.Lock()
 
-    async def attempt(number: int, point: str) -> list[str]:
-        directory = folder / f"{number}" / "data"
-        directory.parent.mkdir()
-        shutil.copytree(template, directory)
+    async def attempt(directory: Path, point: str) -> list[str]:
         trail = await players.play(directory, scene, point)
-        try:
-            await recover(directory, scene, trail, starting)
-        except Exception as error:
-            raise AssertionError(f"{scene}, killed {point or 'at the end'}: {error!r}") from error
-        shutil.rmtree(directory.parent)
+        await recover(directory, scene, trail, starting)
         return trail
 
-    trail = await attempt(0, "")
-    assert trail[-1] == "end"
-    points = list(dict.fromkeys(line.removeprefix("point ") for line in trail if "point " in line))
-    if os.environ.get("MAGS_TEST_FULL") != "1" and scene not in WHOLE:
-        points = random.sample(points, min(SAMPLE, len(points)))
-    limit = asyncio.Semaphore(2 * PLAYERS)
-
-    async def limited(number: int, point: str) -> None:
-        async with limit:
-            await attempt(number, point)
-
-    attempts = [limited(number, point) for number, point in enumerate(points, 1)]
-    found = await asyncio.gather(*attempts, return_exceptions=True)
-    wrong = [error for error in found if error is not None]
-    assert not wrong, "\n".join(f"{error} ({error.__cause__!r})" for error in wrong)
+    await at_any_point(folder, template, attempt, None if scene in WHOLE else SAMPLE)
 
 
 async def recover(directory: Path, scene: str, trail: list[str], starting: asyncio.Lock) -> None:

@@ -144,12 +144,12 @@ async def test_a_thousand_who_want_it_cause_one_wake(service):
         users = [asyncio.ensure_future(use()) for _ in range(1000)]
         for _ in users:
             await held.acquire()
-    assert service.app.leases.count(job.request_id) == 1000
+    assert service.node.uses.count(job.request_id) == 1000
     await service.app._supervisor.put_to_sleep(job.request_id)
     done.set()
     assert set(await asyncio.gather(*users)) == {2}
     assert len(service.engine.launched) == count + 1
-    assert service.app.leases.count(job.request_id) == 0
+    assert service.node.uses.count(job.request_id) == 0
     assert (await status_of(service, job)).status is Status.RUNNING
 
 

@@ -4,9 +4,6 @@
 """
 
 import asyncio
-import os
-import random
-import shutil
 from pathlib import Path
 
 import pytest
@@ -15,7 +12,7 @@ from magsd.model.lifecycle import Status
 from tests.integration.core import sleep_points
 from tests.integration.core.kept_files import files_of
 from tests.integration.core.kill_points import quiet
-from tests.integration.core.players import PLAYERS
+from tests.integration.core.killed import at_any_point
 from tests.integration.core.service import RESTARTED, Service
 from tests.integration.core.sleep_points import SCENES, WORKSPACE, WRITTEN
 from tests.integration.core.test_kill_points import check_files, rows_of
@@ -31,33 +28,12 @@ async def test_killed_at_any_point(folder, players, template, scene):
     # In one process databases are brought up to date one after the other.
     starting = asyncio.Lock()
 
-    async def attempt(number: int, point: str) -> list[str]:
-        directory = folder / f"{number}" / "data"
-        directory.parent.mkdir()
-        shutil.copytree(template, directory)
+    async def attempt(directory: Path, point: str) -> list[str]:
         trail = await players.play(directory, scene, point)
-        try:
-            await recover(directory, starting)
-        except Exception as error:
-            raise AssertionError(f"{scene}, killed {point or 'at the end'}: {error!r}") from error
-        shutil.rmtree(directory.parent)
+        await recover(directory, starting)
         return trail
 
-    trail = await attempt(0, "")
-    assert trail[-1] == "end"
-    points = list(dict.fromkeys(line.removeprefix("point ") for line in trail if "point " in line))
-    if os.environ.get("MAGS_TEST_FULL") != "1":
-        points = random.sample(points, min(SAMPLE, len(points)))
-    limit = asyncio.Semaphore(2 * PLAYERS)
-
-    async def limited(number: int, point: str) -> None:
-        async with limit:
-            await attempt(number, point)
-
-    attempts = [limited(number, point) for number, point in enumerate(points, 1)]
-    found = await asyncio.gather(*attempts, return_exceptions=True)
-    wrong = [error for error in found if error is not None]
-    assert not wrong, "\n".join(f"{error} ({error.__cause__!r})" for error in wrong)
+    await at_any_point(folder, template, attempt, SAMPLE)
 
 
 async def recover(directory: Path, starting: asyncio.Lock) -> None:

@@ -112,7 +112,8 @@ async def test_a_version_that_cannot_be_made_is_made_later(hasty, monkeypatch):
     assert (await hasty.log(job.request_id))[-1] == OWN_DISK
 
 
-async def test_who_wants_it_does_not_wait_for_its_version(service, monkeypatch):
+async def packing(service, monkeypatch):
+    """Return a job that falls asleep and whose version is being made, and what lets it be."""
     may_pack, is_packing = asyncio.Event(), asyncio.Event()
     pack = service.node.layers.pack_directory
 
@@ -126,6 +127,11 @@ async def test_who_wants_it_does_not_wait_for_its_version(service, monkeypatch):
     await service.until(job.request_id, lambda now: now.script_ended_at)
     await service.app._supervisor.put_to_sleep(job.request_id)
     await asyncio.wait_for(is_packing.wait(), DEADLINE_S)
+    return job, may_pack
+
+
+async def test_who_wants_it_does_not_wait_for_its_version(service, monkeypatch):
+    job, may_pack = await packing(service, monkeypatch)
     await execute(service, job)
     assert not await has_workspace(service)
     may_pack.set()
@@ -139,19 +145,7 @@ async def has_workspace(service):
 
 
 async def test_a_stop_while_its_version_is_made_keeps_it_all_the_same(service, monkeypatch):
-    may_pack, is_packing = asyncio.Event(), asyncio.Event()
-    pack = service.node.layers.pack_directory
-
-    async def wait(*arguments, **more):
-        is_packing.set()
-        await may_pack.wait()
-        return await pack(*arguments, **more)
-
-    monkeypatch.setattr(service.node.layers, "pack_directory", wait)
-    job = await service.submit(writes(service, "a"), persistent=True, workspace_id=WORKSPACE)
-    await service.until(job.request_id, lambda now: now.script_ended_at)
-    await service.app._supervisor.put_to_sleep(job.request_id)
-    await asyncio.wait_for(is_packing.wait(), DEADLINE_S)
+    job, may_pack = await packing(service, monkeypatch)
     stopping = asyncio.ensure_future(service.app.stop(service.principal, job.request_id))
     async with asyncio.timeout(DEADLINE_S):
         while service.app._supervisor._actors[job.request_id].job.goal != "stopped":

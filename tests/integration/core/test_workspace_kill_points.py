@@ -10,8 +10,6 @@ import asyncio
 import dataclasses
 import json
 import os
-import random
-import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,14 +22,13 @@ from magsd.storage.objects import ObjectStoreSettings
 from tests.integration.core import workspace_points
 from tests.integration.core.kept_files import files_of
 from tests.integration.core.kill_points import open_gate, quiet
-from tests.integration.core.players import PLAYERS
+from tests.integration.core.killed import at_any_point
 from tests.integration.core.service import DEADLINE_S, Service
 from tests.integration.core.wholeness import nothing_counted, processes
 from tests.integration.core.workspace_points import SCENES, WORKSPACE, files, script
 from tests.integration.s3_server import BUCKET, S3Server, s3_server
 
 SAMPLES = {"directory": 3, "s3": 1}
-IS_FULL = os.environ.get("MAGS_TEST_FULL") == "1"
 
 
 PLAYED = workspace_points.__name__
@@ -50,37 +47,16 @@ async def test_killed_at_any_point(request, folder, players, template, kind, sce
     starting = asyncio.Lock()
     server = request.getfixturevalue("server") if kind == "s3" else None
 
-    async def attempt(number: int, point: str) -> list[str]:
-        directory = folder / f"{number}" / "data"
-        directory.parent.mkdir()
-        shutil.copytree(template, directory)
+    async def attempt(directory: Path, point: str) -> list[str]:
         store = None
         if server is not None:
             url = f"s3://{BUCKET}/{os.urandom(8).hex()}"
             store = ObjectStoreSettings(url, server.aws)
         trail = await players.play(directory, scene, point, store)
-        try:
-            await recover(directory, scene, trail, store, starting)
-        except Exception as error:
-            raise AssertionError(f"{scene}, killed {point or 'at the end'}: {error!r}") from error
-        shutil.rmtree(directory.parent)
+        await recover(directory, scene, trail, store, starting)
         return trail
 
-    trail = await attempt(0, "")
-    assert trail[-1] == "end"
-    points = list(dict.fromkeys(line.removeprefix("point ") for line in trail if "point " in line))
-    if not IS_FULL:
-        points = random.sample(points, min(SAMPLES[kind], len(points)))
-    limit = asyncio.Semaphore(2 * PLAYERS)
-
-    async def limited(number: int, point: str) -> None:
-        async with limit:
-            await attempt(number, point)
-
-    attempts = [limited(number, point) for number, point in enumerate(points, 1)]
-    found = await asyncio.gather(*attempts, return_exceptions=True)
-    wrong = [error for error in found if error is not None]
-    assert not wrong, "\n".join(f"{error} ({error.__cause__!r})" for error in wrong)
+    await at_any_point(folder, template, attempt, SAMPLES[kind])
 
 
 async def recover(

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from mags import Mags
-from mags.cli import main as cli
 from mags.errors import MagsError
 from tests.unit.client.local_api import Reply
 
@@ -20,31 +18,6 @@ ALIASES = "/api/v1/mags-url-aliases"
 KEY = "-----BEGIN OPENSSH PRIVATE KEY-----\nnot one\n-----END OPENSSH PRIVATE KEY-----\n"
 SSH = {"ssh_host": "ssh.example", "ssh_port": 7022, "ssh_private_key": KEY}
 URL = {"url": "http://0123.apps.localhost:7071", "subdomain": "0123", "port": 3000}
-
-
-@pytest.fixture
-def environment(api, monkeypatch):
-    monkeypatch.setenv("MAGS_API_URL", api.url)
-    monkeypatch.setenv("MAGS_API_TOKEN", "secret")
-
-
-@pytest.fixture
-def run(environment, monkeypatch, capfdbinary):
-    def run(*arguments):
-        """Return exit code, stdout and stderr of a command."""
-        monkeypatch.setattr(sys, "argv", ["mags", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        printed = capfdbinary.readouterr()
-        return caught.value.code or 0, printed.out, printed.err
-
-    return run
-
-
-@pytest.fixture
-def mags(api):
-    with Mags("secret", api.url) as mags:
-        yield mags
 
 
 @pytest.fixture

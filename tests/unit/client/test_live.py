@@ -1,38 +1,12 @@
 """Sandboxes that stay: what the client and the command send, and what they make of the replies."""
 
-import sys
-
 import pytest
 
-from mags import Mags
-from mags.cli import main as cli
 from mags.errors import MagsError
 from tests.unit.client.local_api import Reply
 
 JOB = "0b8a4b1e-6f1c-4f8e-9a39-0d5a0c3c4c11"
 JOBS = "/api/v1/mags-jobs"
-
-
-@pytest.fixture
-def run(api, monkeypatch, capfdbinary):
-    monkeypatch.setenv("MAGS_API_URL", api.url)
-    monkeypatch.setenv("MAGS_API_TOKEN", "secret")
-
-    def run(*arguments):
-        """Return exit code, stdout and stderr of a command."""
-        monkeypatch.setattr(sys, "argv", ["mags", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        printed = capfdbinary.readouterr()
-        return caught.value.code or 0, printed.out, printed.err
-
-    return run
-
-
-@pytest.fixture
-def mags(api):
-    with Mags("secret", api.url) as mags:
-        yield mags
 
 
 def test_a_new_sandbox_is_waited_for(api, mags):
